@@ -1,0 +1,1 @@
+"""Samples in: sources of arrays by input name."""

@@ -1,0 +1,1 @@
+"""The channel graph: what can go together, and its removal."""

@@ -1,0 +1,1 @@
+"""Which channel matters: one file per criterion."""

@@ -1,0 +1,279 @@
+"""Our few verbs over an `onnx_ir` graph.
+
+Identity is the object, never the name. Uses are kept by `onnx_ir` on every write, and an outer value that a
+subgraph body captures is the same object there, so `users_of` sees captures without extra work. Every edit of the
+program goes through these functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim_core.errors import InternalError
+
+__all__ = [
+    "STANDARD",
+    "Names",
+    "add_constant",
+    "add_node",
+    "all_nodes",
+    "array_of",
+    "attribute",
+    "bodies",
+    "is_op",
+    "label_of",
+    "opset_of",
+    "owner_of",
+    "remove",
+    "replace",
+    "replace_input",
+    "set_attribute",
+    "users_of",
+]
+
+STANDARD = ("", "ai.onnx")
+"""Both spellings of the standard operator domain."""
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> bool:
+    """True where the node is a standard operator of one of these types (`com.vendor::Conv` is not a Conv)."""
+    return node is not None and node.domain in STANDARD and node.op_type in op_types
+
+
+def label_of(node: ir.Node) -> str:
+    """How a message names a node: its name, else its type and first output."""
+    if node.name:
+        return f"{node.op_type} '{node.name}'"
+    first = next((v.name for v in node.outputs if v.name), "?")
+    return f"{node.op_type} -> '{first}'"
+
+
+def bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    """The subgraphs that a node carries as attributes."""
+    for attr in node.attributes.values():
+        if not isinstance(attr, ir.Attr) or attr.is_ref():
+            continue
+        if attr.type == ir.AttributeType.GRAPH:
+            yield attr.as_graph()
+        elif attr.type == ir.AttributeType.GRAPHS:
+            yield from attr.as_graphs()
+
+
+def all_nodes(graph: ir.Graph) -> list[ir.Node]:
+    """Every node of a graph and of its bodies, outer nodes before the nodes of their bodies."""
+    found: list[ir.Node] = []
+    for node in graph:
+        found.append(node)
+        for body in bodies(node):
+            found.extend(all_nodes(body))
+    return found
+
+
+def users_of(value: ir.Value) -> tuple[list[tuple[ir.Node, int]], bool]:
+    """Who reads a value: (node, input index) pairs, in bodies too, and whether it is an output of a graph or a body."""
+    return [(use.node, use.idx) for use in value.uses()], value.is_graph_output()
+
+
+def opset_of(model: ir.Model, domain: str = "") -> int:
+    """The imported version of a domain; 1 where it is not imported."""
+    imports = model.graph.opset_imports
+    if domain in STANDARD:
+        return max((imports[name] for name in STANDARD if name in imports), default=1)
+    return imports.get(domain, 1)
+
+
+def owner_of(value: ir.Value) -> ir.Graph | None:
+    """The graph in which a value lives: as input, initializer or node output."""
+    producer = value.producer()
+    owner = producer.graph if producer is not None else value.graph
+    return owner if isinstance(owner, ir.Graph) else None
+
+
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    """The plain value of an attribute, or the default where it is absent."""
+    attr = node.attributes.get(name)
+    if attr is None or attr.is_ref():
+        return default
+    value = attr.value
+    return tuple(value) if isinstance(value, list) else value
+
+
+def set_attribute(node: ir.Node, name: str, value: float | str | Sequence[int] | Sequence[float] | None) -> None:
+    """Set an attribute, or take it away with None."""
+    if value is None:
+        node.attributes.pop(name, None)
+        return
+    node.attributes[name] = ir.convenience.convert_attribute(name, value)
+
+
+def array_of(value: ir.Value | None) -> np.ndarray | None:
+    """The array of an initializer or of a Constant node's output; None where it is computed or may be fed.
+
+    The array is read-only, since it may be a view of a mapped file. An initializer that is also a graph input is a
+    default that a caller may replace, so it is no constant.
+    """
+    if value is None:
+        return None
+    producer = value.producer()
+    if producer is not None:
+        if not is_op(producer, "Constant"):
+            return None
+        tensor = ir.convenience.get_const_tensor(value)
+        return None if tensor is None else tensor.numpy()
+    if value.const_value is None or value.is_graph_input() or not value.is_initializer():
+        return None
+    return value.const_value.numpy()
+
+
+class Names:
+    """Names that no scope of the model uses yet; deterministic, so that the same edits give the same names."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._used: set[str] = set()
+        graphs = [model.graph]
+        while graphs:
+            graph = graphs.pop()
+            self._used.update(v.name for v in (*graph.inputs, *graph.outputs) if v.name)
+            self._used.update(graph.initializers)
+            for node in graph:
+                if node.name:
+                    self._used.add(node.name)
+                self._used.update(v.name for v in node.outputs if v.name)
+                graphs.extend(bodies(node))
+
+    def new(self, hint: str) -> str:
+        """A fresh name that begins with the hint."""
+        name, count = hint, 1
+        while name in self._used:
+            name, count = f"{hint}_{count}", count + 1
+        self._used.add(name)
+        return name
+
+
+def add_constant(graph: ir.Graph, names: Names, array: np.ndarray, hint: str) -> ir.Value:
+    """Add an initializer. Its shape is stored with it, since both are frozen together."""
+    name = names.new(hint)
+    tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def add_node(
+    names: Names,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, Any] | None = None,
+    *,
+    before: ir.Node,
+    hint: str = "",
+    domain: str = "",
+    num_outputs: int = 1,
+) -> ir.Node:
+    """Insert a node before another one, in that node's graph, with fresh node and output names."""
+    graph = before.graph
+    if graph is None:
+        raise InternalError("cannot insert before a node that is in no graph", label_of(before))
+    hint = hint or (before.name or before.op_type)
+    node = ir.node(op_type, inputs, dict(attributes or {}), domain=domain, num_outputs=num_outputs)
+    node.name = names.new(f"{hint}/{op_type}")
+    for index, value in enumerate(node.outputs):
+        value.name = names.new(f"{node.name}_output_{index}")
+    graph.insert_before(before, node)
+    return node
+
+
+def replace_input(node: ir.Node, index: int, value: ir.Value | None) -> None:
+    """Make a node read another value; trailing absent inputs are added as needed."""
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    node.replace_input_with(index, value)
+
+
+def replace(old: ir.Value, new: ir.Value, names: Names) -> None:
+    """Let every reader of `old`, in bodies too, read `new`; graph outputs keep their names, types and order.
+
+    Where `old` is an output of its graph, the producer of `new` takes the name. Where that is not possible (`new` is
+    an input, an initializer, an output already, or lives in another graph), an Identity carries the name.
+    """
+    if old is new:
+        return
+    if not old.is_graph_output():
+        old.replace_all_uses_with(new)
+        return
+    graph = owner_of(old)
+    producer = old.producer()
+    if graph is None or producer is None:
+        raise InternalError(f"'{old.name}' is an output that no node makes")
+    if new.producer() is None or new.is_graph_output() or owner_of(new) is not graph:
+        identity = add_node(names, "Identity", [new], before=producer, hint=str(old.name))
+        _be_output(old, identity.outputs[0], names)
+        for node, index in users_of(old)[0]:
+            node.replace_input_with(index, new)
+        return
+    _be_output(old, new, names)
+    old.replace_all_uses_with(new)
+
+
+def _be_output(old: ir.Value, new: ir.Value, names: Names) -> None:
+    graph = owner_of(old)
+    assert graph is not None
+    for index, output in enumerate(graph.outputs):
+        if output is old:
+            graph.outputs[index] = new
+    name = old.name
+    old.name = names.new(f"{name}/replaced")
+    new.name, new.type, new.shape = name, old.type, old.shape
+    new.metadata_props.update(old.metadata_props)
+    new.doc_string = old.doc_string
+
+
+def remove(nodes: ir.Node | Iterable[ir.Node]) -> int:
+    """Remove nodes and whatever only they needed, initializers included; returns how many nodes went.
+
+    Raises:
+        InternalError: if an output of a named node is read by a node that stays.
+    """
+    pending = [nodes] if isinstance(nodes, ir.Node) else list(nodes)
+    going = set(pending)
+    for node in pending:
+        for value in node.outputs:
+            users, is_output = users_of(value)
+            if is_output or any(user not in going for user, _ in users):
+                raise InternalError(f"removed while '{value.name}' is read", label_of(node))
+    count = 0
+    while pending:
+        node = pending.pop()
+        if node.graph is None:
+            continue
+        sources = _detach(node)
+        node.graph.remove(node)
+        count += 1
+        pending.extend(producer for value in sources if (producer := _idle_source(value)) is not None)
+    return count
+
+
+def _detach(node: ir.Node) -> list[ir.Value]:
+    """Cut all inputs of a node and of its bodies; returns the values that were read."""
+    readers = [node, *(inner for body in bodies(node) for inner in all_nodes(body))]
+    sources = dict.fromkeys(v for reader in readers for v in reader.inputs if v is not None)
+    for reader in readers:
+        for index in range(len(reader.inputs)):
+            reader.replace_input_with(index, None)
+    return list(sources)
+
+
+def _idle_source(value: ir.Value) -> ir.Node | None:
+    """The producer of a value nobody reads any more; an initializer nobody reads is dropped on the way."""
+    if value.uses() or value.is_graph_output():
+        return None
+    producer = value.producer()
+    if producer is None:
+        if value.is_initializer() and not value.is_graph_input() and value.graph is not None:
+            value.graph.initializers.pop(str(value.name), None)
+        return None
+    return None if any(v.uses() or v.is_graph_output() for v in producer.outputs) else producer

@@ -1,0 +1,1 @@
+"""What each operator means for labels, shapes and MACs: one file per family."""

@@ -1,0 +1,1 @@
+"""How consumers are mended after a removal: one file per repair."""
