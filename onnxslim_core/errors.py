@@ -6,6 +6,7 @@ Everything that a user can cause is a `SlimError`: its text is one line, and `hi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 __all__ = [
@@ -37,9 +38,20 @@ class SlimError(Exception):
 
 
 class RecipeError(SlimError):
-    """A recipe, an option or the command line is wrong (exit 2)."""
+    """A recipe, an option or the command line is wrong (exit 2).
+
+    Args:
+        message: One line.
+        hint: The next step.
+        errors: Every error that was found, one line each; where there are several, the message counts them and the
+            hint lists them.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, hint: str | None = None, errors: Sequence[str] = ()) -> None:
+        super().__init__(message, hint)
+        self.errors = tuple(errors) or (str(self),)
 
 
 class BudgetError(RecipeError):
