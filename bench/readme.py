@@ -1,0 +1,144 @@
+"""Fill the tables of the README from the JSON files in bench/results; nothing there is typed by hand.
+
+    python bench/readme.py            # rewrite README.md
+    python bench/readme.py --check    # exit with 1 where it would change
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from _common import RESULTS, markdown
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+Facts = Mapping[str, Any]
+
+
+def read(name: str) -> Facts:
+    """One result by its name."""
+    found: Facts = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def origin(facts: Facts, name: str) -> str:
+    """The line below a table: what it was measured on and which script printed it."""
+    versions, machine = facts["versions"], facts["machine"]
+    return (
+        f"\n<sub>{machine['cpu']}, {machine['cores']} cores, onnxruntime {versions['onnxruntime']}, {facts['date']}; "
+        f"bench/results/{name}.json, by `{facts['command'].split(' --')[0]}`</sub>\n"
+    )
+
+
+def percent(after: float, before: float) -> str:
+    """The change, as -12 %."""
+    return f"{100 * (after / before - 1):+.0f} %"
+
+
+def demo() -> str:
+    """The demo's network: accuracy, time, size."""
+    facts = read("demo")
+    heldout, report = facts["heldout"], facts["report"]
+    rows = [
+        [
+            "right answers on held-out images",
+            f"{100 * heldout['right_before'] / heldout['images']:.2f} %",
+            f"{100 * heldout['right_after'] / heldout['images']:.2f} %",
+            f"{heldout['right_after'] - heldout['right_before']:+d} of {heldout['images']}",
+        ]
+    ]
+    latency = report["latency"]
+    rows.append(
+        [
+            "time of one call, one thread",
+            f"{latency['reference_ms']:.2f} ms",
+            f"{latency['candidate_ms']:.2f} ms",
+            f"x {latency['ratio']:.2f} (95 % interval {latency['low']:.2f} to {latency['high']:.2f})",
+        ]
+    )
+    sizes = report["sizes"]
+    rows.append(["file", *(f"{size / 1e3:.0f} KB" for size in sizes), percent(sizes[1], sizes[0])])
+    for label, key, unit, name in (("weights", "params", 1e3, "K"), ("MACs", "macs", 1e6, "M")):
+        before, after = report["cost_before"][key], report["cost_after"][key]
+        rows.append([label, f"{before / unit:.1f} {name}", f"{after / unit:.1f} {name}", percent(after, before)])
+    return markdown(["", ">original", ">compressed", ">change"], rows) + origin(facts, "demo")
+
+
+def coverage() -> str:
+    """How many of the 44 files of known answers each tool takes to the ideal, by network."""
+    facts = read("coverage")
+    titles = {
+        "remove_idle": "`remove_idle`",
+        "prune_channels": "`prune_channels`",
+        "onnxsim": "onnxsim pruning",
+        "torch_pruning": "Torch-Pruning",
+    }
+    tools = [key for key in titles if key in facts["rows"][0]]
+    nets = list(dict.fromkeys(row["net"] for row in facts["rows"]))
+    rows = []
+    for net in nets:
+        of_net = [row for row in facts["rows"] if row["net"] == net]
+        rows.append([net, *(f"{sum(bool(row[key]['done']) for row in of_net)} of {len(of_net)}" for key in tools)])
+    every = [f"**{sum(bool(r[key]['done']) for r in facts['rows'])} of {len(facts['rows'])}**" for key in tools]
+    rows.append(["**all**", *every])
+    return markdown(["network", *(f">{titles[key]}" for key in tools)], rows) + origin(facts, "coverage")
+
+
+def zoo() -> str:
+    """Public models through the exact recipe: counts and the models that gained most."""
+    facts = read("zoo_exact")
+    rows = []
+    for row in facts["rows"]:
+        if "error" in row or row.get("latency") is None:
+            continue
+        rows.append(row)
+    rows.sort(key=lambda row: row["latency"]["ratio"])
+    body = [
+        [
+            row["model"],
+            f"{row['nodes'][0]} to {row['nodes'][1]}",
+            percent(row["bytes"][1], row["bytes"][0]),
+            f"{row['latency']['ratio']:.2f} ({row['latency']['low']:.2f} to {row['latency']['high']:.2f})",
+            f"{row['difference']:.1e}",
+        ]
+        for row in rows[:8]
+    ]
+    columns = ["model", ">nodes", ">file", ">time, result over original", ">largest difference"]
+    return markdown(columns, body) + origin(facts, "zoo_exact")
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"demo": demo, "coverage": coverage, "zoo": zoo}
+
+
+def filled(text: str) -> str:
+    """The text with every table written anew."""
+
+    def table(match: re.Match[str]) -> str:
+        return f"{match[1]}{TABLES[match[2]]()}{match[3]}"
+
+    return BLOCK.sub(table, text)
+
+
+def main() -> int:
+    """Rewrite, or check."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a table is not current")
+    args = parser.parse_args()
+    old = README.read_text(encoding="utf-8")
+    new = filled(old)
+    if args.check:
+        return int(new != old)
+    README.write_text(new, encoding="utf-8", newline="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
