@@ -1,0 +1,163 @@
+"""Nodes that scale and shift: y = scale * x + shift, one scale and one shift per channel.
+
+BatchNormalization does it along axis 1; Mul, Add, Sub and Div by a constant do it along whatever axis the constant's
+shape says: `[C, 1, 1]` is the channel axis of an image, `[C]` is the *last* axis. Equal sizes hide a mix-up of the
+two, so nothing here looks at sizes alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim_core.graph import array_of, attribute, is_op
+
+__all__ = [
+    "ARITHMETIC",
+    "FLOATS",
+    "coefficients",
+    "constant",
+    "known_shape",
+    "rank_of",
+    "shifts",
+    "source_index",
+    "varies_along",
+]
+
+ARITHMETIC = ("Add", "Div", "Mul", "Sub")
+_KEEP_RANK = (
+    *(
+        "Abs",
+        "AveragePool",
+        "BatchNormalization",
+        "Cast",
+        "Clip",
+        "Dropout",
+        "Elu",
+        "Gelu",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+    ),
+    *("HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "MaxPool", "PRelu", "Relu", "Selu", "Sigmoid"),
+    *("Softmax", "Softplus", "Softsign", "Tanh"),
+)
+"""Operators whose result has the rank of their first input."""
+_FAR = 50
+"""Nodes to walk back at most."""
+FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The array of a constant, also of one behind Identity nodes; None where it is computed or may be fed."""
+    while value is not None and is_op(producer := value.producer(), "Identity"):
+        assert producer is not None
+        value = producer.inputs[0]
+    return array_of(value)
+
+
+def known_shape(value: ir.Value | None) -> tuple[int | None, ...] | None:
+    """The shape with None for symbolic sizes; None where not even the rank is known."""
+    if value is None or value.shape is None:
+        return None
+    return tuple(dim if isinstance(dim, int) else None for dim in value.shape)
+
+
+def rank_of(value: ir.Value | None) -> int | None:
+    """The rank of a value, also where only the nodes before it tell; None where they do not.
+
+    Most exported files declare no inner shapes, so this walks back through nodes that keep the rank.
+    """
+    for _ in range(_FAR):
+        if value is None:
+            return None
+        if value.shape is not None:
+            return len(value.shape)
+        node = value.producer()
+        if is_op(node, "Gemm", "Flatten"):
+            return 2
+        keeps = is_op(node, *_KEEP_RANK) or (is_op(node, *ARITHMETIC, "MatMul") and _is_small(node))
+        if node is None or not keeps:
+            return None
+        value = next((v for v in node.inputs if constant(v) is None), None)
+    return None
+
+
+def _is_small(node: ir.Node | None) -> bool:
+    """True for a MatMul by a constant matrix, and for arithmetic with a constant of at most one dimension."""
+    if node is None or len(node.inputs) != 2:
+        return False
+    array = constant(node.inputs[1])
+    if is_op(node, "MatMul"):
+        return array is not None and array.ndim == 2
+    array = constant(node.inputs[0]) if array is None else array
+    return array is not None and array.ndim <= 1
+
+
+def source_index(node: ir.Node) -> int | None:
+    """Which input of an affine node is the data; None where the node is not affine in one input.
+
+    `c - x` is affine in its second input; `c / x` is not affine.
+    """
+    if is_op(node, "BatchNormalization"):
+        return 0
+    if not is_op(node, *ARITHMETIC) or len(node.inputs) != 2:
+        return None
+    fixed = [array is not None for array in map(constant, node.inputs)]
+    if fixed == [False, True]:
+        return 0
+    return 1 if fixed == [True, False] and node.op_type != "Div" else None
+
+
+def shifts(node: ir.Node) -> bool:
+    """True where the node can add something: all but Mul and Div."""
+    return not is_op(node, "Mul", "Div")
+
+
+def varies_along(node: ir.Node, axis: int, rank: int | None, size: int) -> bool:
+    """True where an affine node treats each channel of an axis alike and leaves the shape of its input alone.
+
+    Args:
+        node: An affine node.
+        axis: The channel axis of its data, from either end.
+        rank: Of its data; None where unknown, and `axis` is then -1.
+        size: Channels along that axis.
+    """
+    if is_op(node, "BatchNormalization"):
+        parameter = constant(node.inputs[1])
+        return (axis if rank is None else axis % rank) == 1 and (parameter is None or parameter.size == size)
+    index = source_index(node)
+    array = None if index is None else constant(node.inputs[1 - index])
+    if array is None or array.ndim > (1 if rank is None else rank):
+        return False
+    place = array.ndim + (axis if axis < 0 else axis - (rank or 0))
+    return all(dim == 1 or (at == place and dim == size) for at, dim in enumerate(array.shape))
+
+
+def coefficients(node: ir.Node) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and shift of an affine node with constant parameters, float64, of one element or one per channel.
+
+    BatchNormalization: scale = gamma / sqrt(var + epsilon), shift = beta - scale * mean. What is not finite is
+    returned as it comes out.
+    """
+    one, zero = np.ones(1, np.float64), np.zeros(1, np.float64)
+    with np.errstate(all="ignore"):
+        if is_op(node, "BatchNormalization"):
+            gamma, beta, mean, var = (_wide(value) for value in node.inputs[1:5])
+            scale = gamma / np.sqrt(var + float(attribute(node, "epsilon", 1e-5)))
+            return scale, beta - scale * mean
+        index = source_index(node)
+        assert index is not None
+        array = _wide(node.inputs[1 - index])
+        if node.op_type == "Mul":
+            return array, zero
+        if node.op_type == "Div":
+            return 1.0 / array, zero
+        if node.op_type == "Add":
+            return one, array
+        return (one, -array) if index == 0 else (-one, array)
+
+
+def _wide(value: ir.Value | None) -> np.ndarray:
+    array = constant(value)
+    assert array is not None
+    return array.astype(np.float64).reshape(-1)

@@ -1,0 +1,174 @@
+"""Where a scale and shift meets a linear node: the patterns that `fuse_batchnorm` takes up.
+
+Only ops, edges and shapes are looked at here; whether a place is good for fusing is for the guards to say.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxslim_core.graph import attribute, is_op, users_of
+from onnxslim_core.rewrite import Match
+
+from ._affine import FLOATS, constant, known_shape, rank_of, source_index, varies_along
+from ._linear import inputs_of, outputs_of
+
+__all__ = ["Fusion", "after", "before", "parameters", "weight_shape"]
+
+_LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fusion(Match):
+    """An affine node (the anchor) beside the linear node that takes it in.
+
+    Attributes:
+        linear: The node whose weight is scaled.
+        before: True where the affine node comes before the linear one.
+        bias: The Add that carries the bias of a MatMul, if there is one.
+        flatten: The Flatten or Reshape between an affine node and the Gemm or MatMul after it, if there is one.
+    """
+
+    linear: ir.Node
+    before: bool = False
+    bias: ir.Node | None = None
+    flatten: ir.Node | None = None
+
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """The nodes in the order of the data."""
+        chain = [*([self.flatten] if self.flatten else []), self.linear, *([self.bias] if self.bias else [])]
+        return (self.node, *chain) if self.before else (*chain, self.node)
+
+    def weight(self) -> ir.Value | None:
+        """What is scaled: the weight, of a BatchNormalization its gamma."""
+        return self.linear.inputs[1]
+
+    def bias_value(self) -> ir.Value | None:
+        """What is shifted, where there is one."""
+        if self.bias is not None:
+            index = source_index(self.bias)
+            return None if index is None else self.bias.inputs[1 - index]
+        return self.linear.inputs[2] if len(self.linear.inputs) > 2 else None
+
+
+def after(node: ir.Node, model: ir.Model) -> Fusion | None:
+    """The affine node reads a linear one, or the bias Add of a MatMul."""
+    linear, bias = _source(node), None
+    if linear is not None and is_op(linear, "Add"):
+        linear, bias = _source(linear), linear
+    if linear is None or not is_op(linear, *_LINEAR, *(() if bias else ("BatchNormalization",))):
+        return None
+    if bias is not None and not (is_op(linear, "MatMul") and is_op(bias, "Add")):
+        return None
+    if is_op(linear, "MatMul") and bias is None and is_op(node, "Add", "Sub"):
+        return None  # this is the bias
+    if (shape := weight_shape(linear)) is None:
+        return Fusion(node, model, linear, bias=bias) if _is_expected(node, linear) else None
+    axis, rank, size = _output_axis(linear, shape)
+    fits = all(varies_along(part, axis, rank, size) for part in (bias, node) if part is not None)
+    return Fusion(node, model, linear, bias=bias) if fits else None
+
+
+def before(node: ir.Node, model: ir.Model) -> Fusion | None:
+    """The affine node is read by a linear one, directly or through Flatten."""
+    index, linear = source_index(node), _only_user(node)
+    if index is None:
+        return None
+    flatten = linear if _flattens(linear, node.inputs[index]) else None
+    if flatten is not None:
+        linear = _only_user(flatten)
+    if linear is None or not is_op(linear, *(("Gemm", "MatMul") if flatten else _LINEAR)):
+        return None
+    if linear.inputs[0] is not (flatten or node).outputs[0] or attribute(linear, "transA", 0):
+        return None
+    if (shape := weight_shape(linear)) is None:
+        return Fusion(node, model, linear, before=True, flatten=flatten) if _is_expected(node, linear) else None
+    rank, size, axis = rank_of(node.inputs[index]), inputs_of(linear, shape), 1
+    if flatten is not None:
+        channels = parameters(node)
+        size = channels if channels and size % channels == 0 else -1
+    elif is_op(linear, "Gemm", "MatMul"):
+        axis = -1
+    if not varies_along(node, axis, rank, size):
+        return None
+    bias = _only_user(linear) if is_op(linear, "MatMul") else None
+    if bias is not None and not (is_op(bias, "Add") and varies_along(bias, -1, rank_of(linear.outputs[0]), shape[1])):
+        bias = None
+    if is_op(linear, "MatMul") and bias is None and is_op(node, "Add", "Sub"):
+        return None  # the bias would only change its place
+    return Fusion(node, model, linear, before=True, bias=bias, flatten=flatten)
+
+
+def _is_expected(node: ir.Node, linear: ir.Node) -> bool:
+    """True for a BatchNormalization at a computed weight: a user would expect a fusion, so a guard says why not."""
+    return is_op(node, "BatchNormalization") and constant(linear.inputs[1]) is None
+
+
+def _source(node: ir.Node) -> ir.Node | None:
+    """The node of the same graph that makes the data of an affine node."""
+    index = source_index(node)
+    value = None if index is None else node.inputs[index]
+    producer = None if value is None else value.producer()
+    return producer if producer is not None and producer.graph is node.graph else None
+
+
+def _only_user(node: ir.Node) -> ir.Node | None:
+    """The one node, of the same graph, that reads a node's output; None where there are more."""
+    users, is_output = users_of(node.outputs[0])
+    return users[0][0] if len(users) == 1 and not is_output and users[0][0].graph is node.graph else None
+
+
+def weight_shape(linear: ir.Node) -> tuple[int, ...] | None:
+    """The shape of a node's weight, of the rank that its layout has; None where it is unknown or not of floats."""
+    value = linear.inputs[1] if len(linear.inputs) > 1 else None
+    array, shape = constant(value), known_shape(value)
+    sizes = array.shape if array is not None else tuple(d for d in shape or () if d is not None)
+    if value is None or (value.dtype is not None and value.dtype not in FLOATS):
+        return None
+    if is_op(linear, "BatchNormalization"):
+        fits = len(sizes) == 1
+    else:
+        fits = len(sizes) == 2 if is_op(linear, "Gemm", "MatMul") else len(sizes) > 2
+    return sizes if fits and (array is not None or len(sizes) == len(shape or ())) else None
+
+
+def _output_axis(linear: ir.Node, shape: tuple[int, ...]) -> tuple[int, int | None, int]:
+    """Channel axis, rank (None where unknown) and channels of what a linear node makes."""
+    size = outputs_of(linear, shape)
+    if is_op(linear, "Gemm"):
+        return -1, 2, size
+    if is_op(linear, "Conv", "ConvTranspose"):
+        return 1, len(shape), size
+    return (-1 if is_op(linear, "MatMul") else 1), rank_of(linear.outputs[0]), size
+
+
+def parameters(node: ir.Node) -> int:
+    """Channels of an affine node's parameters; 1 where one number serves all, 0 where unknown."""
+    index = source_index(node)
+    assert index is not None
+    array = constant(node.inputs[1 if is_op(node, "BatchNormalization") else 1 - index])
+    return 0 if array is None else array.size
+
+
+def _flattens(node: ir.Node | None, source: ir.Value | None) -> bool:
+    """True for a Flatten, or a Reshape known to be one, that keeps axis 0 of its input and joins all the others.
+
+    The shape of that input is the shape of `source`, which an affine node does not change.
+    """
+    if not is_op(node, "Flatten", "Reshape"):
+        return False
+    assert node is not None
+    shape = known_shape(source)
+    if node.op_type == "Flatten":
+        axis = attribute(node, "axis", 1)
+        return axis == 1 or (shape is not None and axis == 1 - len(shape))
+    target = constant(node.inputs[1])
+    if shape is None or len(shape) < 2 or target is None or target.shape != (2,) or attribute(node, "allowzero", 0):
+        return False
+    rest = [d for d in shape[1:] if d is not None]
+    joined = math.prod(rest) if len(rest) == len(shape) - 1 else None
+    first, second = (int(d) for d in target)
+    return first in (0, shape[0]) or (joined is not None and second == joined)
