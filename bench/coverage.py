@@ -95,7 +95,7 @@ def ours(path: Path, recipe: str, weights: int, reference: Sequence[np.ndarray])
     """One recipe of ours on one file."""
     start = time.perf_counter()
     try:
-        result = osc.compress(path, recipe=osc.Recipe.parse(recipe, "bench"), latency=False)
+        result = osc.compress(path, recipe=osc.Recipe.parse(recipe, "bench"), measure_latency=False)
     except Exception as error:  # the table shows a crash of ours as it shows one of another tool
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200], "done": False}
     seconds = time.perf_counter() - start

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["Demo", "demonstrate", "run"]
+__all__ = ["Demo", "demonstrate"]
+
+LATENCY_SECONDS = 10.0
+"""Bound on the final timing; the whole demo takes less than a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,7 @@ def demonstrate(*, threads: int = 1, seed: int = 0, progress: Progress | None = 
             images, labels = file["image"], file["label"]
     except (OSError, KeyError, ValueError) as err:
         raise DataError(f"heldout.npz of the demo is damaged: {err}", "install the package again") from err
-    more = {} if progress is None else {"progress": progress}
-    result = compress(source, recipe=recipe, threads=threads, seed=seed, **more)
+    result = compress(source, recipe, threads=threads, seed=seed, latency_seconds=LATENCY_SECONDS, progress=progress)
     before, after = _read(source, images, threads), _read(result.model, images, threads)
     differ = np.flatnonzero(before != after)[:5]
     return Demo(
@@ -110,26 +111,6 @@ def demonstrate(*, threads: int = 1, seed: int = 0, progress: Progress | None = 
         changed=tuple(images[i, 0] for i in differ),
         digits=tuple((int(labels[i]), int(before[i]), int(after[i])) for i in differ),
     )
-
-
-def run(
-    console: Console, *, threads: int = 1, seed: int = 0, as_json: bool = False, progress: Progress | None = None
-) -> int:
-    """Run the demo and print it; the exit code is 0, whatever was gained.
-
-    Args:
-        console: Where to print.
-        threads: For onnxruntime, within one operator.
-        seed: Of everything that is drawn.
-        as_json: Print one JSON document in place of the text.
-        progress: Told how far it is.
-    """
-    demo = demonstrate(threads=threads, seed=seed, progress=progress)
-    if as_json:
-        console.file.write(json.dumps(demo.document(), indent=2, allow_nan=False) + "\n")
-    else:
-        demo.draw(console)
-    return 0
 
 
 def _read(model: Model, images: np.ndarray, threads: int) -> np.ndarray:
@@ -190,24 +171,18 @@ def _step_line(step: Any) -> str:
 
 
 def _gallery(demo: Demo) -> Table:
-    """The images whose answer changed, drawn with half blocks: two pixels per character."""
+    """The images whose answer changed, two characters per pixel."""
     from rich import box
     from rich.table import Table
-    from rich.text import Text
 
     title = f"The answers that changed ({demo.images - demo.same} of {demo.images})"
     table = Table(box=box.SIMPLE, title=title, title_style="bold", title_justify="left", show_header=False)
     pictures, captions = [], []
     for image, (label, before, after) in zip(demo.changed, demo.digits, strict=True):
-        table.add_column(justify="left")
-        picture = Text()
-        for row in range(0, 8, 2):
-            for column in range(8):
-                top, bottom = (round(255 * float(image[row + i, column])) for i in (0, 1))
-                picture.append("▀", style=f"rgb({top},{top},{top}) on rgb({bottom},{bottom},{bottom})")
-            picture.append("\n")
-        pictures.append(picture)
-        captions.append(f"is a {label}\nbefore {before}\nafter {after}")
+        table.add_column(no_wrap=True)
+        shades = np.rint(image * 4).astype(int)
+        pictures.append("\n".join("".join(2 * " ░▒▓█"[shade] for shade in row) for row in shades))
+        captions.append(f"a {label}: before {before}, after {after}")
     table.add_row(*pictures)
     table.add_row(*captions)
     return table
