@@ -29,10 +29,10 @@ ORDER = (
     ("model",),
     ("surgeon",),
     ("_files",),  # the parts of model.py
-    ("_carry",),
-    ("_wellformed",),
     ("rewrite",),
     ("verify",),
+    ("_carry",),  # protos <-> graphs; the verifier writes a proto too
+    ("_wellformed",),
     ("graph",),
     ("errors",),
 )

@@ -1,0 +1,329 @@
+"""Files in and out: bounded reads, external data inside the model's folder, writes that happen whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import mmap
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx
+import onnx_ir as ir
+
+from onnxslim_core import _carry
+from onnxslim_core._wellformed import Limits, quote
+from onnxslim_core.errors import InvalidModel, ModelError
+
+__all__ = ["ExternalData", "inline_bytes", "needs_external", "read_bytes", "replace_files", "write_files"]
+
+logger = logging.getLogger(__name__)
+
+_EXTERNAL_FROM = 1024
+"""Initializers of at least this many bytes go into the data file; smaller ones are read by shape inference."""
+_PAGE_FROM, _PAGE = 65_536, 4096
+"""Tensors this large start on a page, as the specification advises, so that a runtime can map them."""
+_PROTO_LIMIT = 2**31 - 1
+
+
+def _reason(err: OSError) -> str:
+    return err.strerror or type(err).__name__
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; never blocks on a pipe and never reads a device."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: Path, limits: Limits) -> bytes:
+    """The content of a model file.
+
+    Raises:
+        ModelError: if it cannot be read or is too large.
+    """
+    try:
+        with _open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limits.file_bytes:
+                raise InvalidModel(
+                    f"'{path}' has {size} bytes, more than {limits.file_bytes}",
+                    "keep the weights in external data" if size > _PROTO_LIMIT else None,
+                )
+            return file.read(limits.file_bytes + 1)
+    except (OSError, ValueError) as err:
+        reason = _reason(err) if isinstance(err, OSError) else str(err)
+        raise ModelError(f"cannot read model '{path}': {reason}") from err
+
+
+class ExternalData:
+    """Opens tensors in external data, each file mapped once, and none outside of the allowed folder.
+
+    Args:
+        folder: The model's folder, against which locations are resolved; None for a model without a file.
+        root: The folder that resolved paths must stay in; None means `folder`.
+    """
+
+    def __init__(self, folder: Path | None, root: Path | None) -> None:
+        self._folder = folder
+        self._root = root
+        self._maps: dict[Path, mmap.mmap | bytes] = {}
+
+    def __call__(self, proto: onnx.TensorProto) -> ir.TensorProtocol:
+        """The tensor, as a view of its mapped file.
+
+        Raises:
+            InvalidModel: if the location, offset or length is not allowed.
+        """
+        what = f"tensor {quote(proto.name)}"
+        entries = {entry.key: entry.value for entry in proto.external_data}
+        dtype = ir.DataType(proto.data_type)
+        if dtype == ir.DataType.STRING:
+            raise InvalidModel(f"{what} keeps strings in external data")
+        tensor = self.open(
+            entries.get("location", ""),
+            _whole(entries.get("offset") or "0", "offset", what),
+            _whole(entries["length"], "length", what) if entries.get("length") else None,
+            dtype,
+            list(proto.dims),
+            proto.name,
+        )
+        if proto.doc_string:
+            tensor.doc_string = proto.doc_string
+        tensor.metadata_props.update((entry.key, entry.value) for entry in proto.metadata_props)
+        return tensor
+
+    def open(
+        self, location: str, offset: int, length: int | None, dtype: ir.DataType, shape: list[int], name: str
+    ) -> ir.Tensor | ir.PackedTensor:  # type: ignore[type-arg]
+        """A tensor by its place in a file; see `__call__`."""
+        what = f"tensor {quote(name)}"
+        count = 1
+        for dim in shape:
+            count *= dim
+        needed = (count * dtype.bitwidth + 7) // 8
+        if length is not None and length != needed:
+            raise InvalidModel(f"{what} has a length of {length} bytes where its shape asks for {needed}")
+        data = self._map(self._resolve(location, what), what)
+        if offset + needed > len(data):
+            raise InvalidModel(
+                f"{what} ends at byte {offset + needed} of {quote(location)}, which has {len(data)} bytes"
+            )
+        return _carry.from_buffer(memoryview(data)[offset : offset + needed], dtype, shape, name, what)
+
+    def _resolve(self, location: str, what: str) -> Path:
+        if not location or "\0" in location:
+            raise InvalidModel(f"{what} has no usable location of its external data: {quote(location)}")
+        if os.path.isabs(location) or Path(location).drive:
+            raise InvalidModel(f"{what} has an absolute path to its external data: {quote(location)}")
+        if self._folder is None and self._root is None:
+            raise ModelError(
+                f"{what} is in external data {quote(location)}, but the model has no folder",
+                "load it from a file, or pass external_data_root",
+            )
+        bases = [base for base in (self._folder, self._root) if base is not None]
+        try:
+            allowed = [base.resolve(strict=True) for base in bases]
+            for base in bases:
+                path = (base / location).resolve()
+                if path.is_file() or base is bases[-1]:
+                    break
+        except (OSError, RuntimeError) as err:
+            raise InvalidModel(f"the external data {quote(location)} of {what} cannot be found") from err
+        if not any(path.is_relative_to(folder) for folder in allowed):
+            raise InvalidModel(
+                f"the external data {quote(location)} of {what} leaves the model's folder",
+                "if you trust the model, name the folder it leads to: --external-data-root DIR",
+            )
+        return path
+
+    def _map(self, path: Path, what: str) -> mmap.mmap | bytes:
+        if path not in self._maps:
+            try:
+                with _open_regular(path) as file:
+                    size = os.fstat(file.fileno()).st_size
+                    self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+            except OSError as err:
+                raise ModelError(f"cannot read the external data '{path}' of {what}: {_reason(err)}") from err
+        return self._maps[path]
+
+
+def _whole(text: str, field: str, what: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise InvalidModel(f"{what} has a wrong {field} in external data: {quote(text)}")
+    return int(text)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _tag(field: int) -> bytes:
+    return _varint(field << 3 | 2)  # wire type 2: length-delimited
+
+
+_GRAPH = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
+_INITIALIZER = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
+_RAW_DATA = onnx.TensorProto.DESCRIPTOR.fields_by_name["raw_data"].number
+
+
+def _pieces(model: ir.Model, put: _carry.Put, keep: Callable[[ir.TensorProtocol], bool]) -> list[bytes | memoryview]:
+    """The bytes of a model file, weights as views: a message is the concatenation of its fields.
+
+    Args:
+        model: The model.
+        put: How a tensor is written that is not streamed.
+        keep: True for a tensor of the main graph that goes into the file as it is in memory.
+    """
+    streamed = [v for v in model.graph.initializers.values() if v.const_value is not None and keep(v.const_value)]
+    proto = _carry.write(model, put, skip={id(v.const_value) for v in streamed})
+    graph = proto.graph.SerializeToString(deterministic=True)
+    proto.ClearField("graph")
+    fields: list[bytes | memoryview] = []
+    for value in streamed:
+        tensor = value.const_value
+        assert tensor is not None
+        head = onnx.TensorProto()
+        _carry.header(tensor, str(value.name), head)
+        start, data = head.SerializeToString(deterministic=True), _carry.buffer_of(tensor)
+        start += _tag(_RAW_DATA) + _varint(len(data))
+        fields += [_tag(_INITIALIZER) + _varint(len(start) + len(data)) + start, data]
+    rest = proto.SerializeToString(deterministic=True)
+    size = len(graph) + sum(map(len, fields))
+    pieces = [rest, _tag(_GRAPH) + _varint(size), graph, *fields]
+    if sum(map(len, pieces)) > _PROTO_LIMIT:
+        raise ModelError("the model needs more than 2 GB in one file", "save it with external data")
+    return pieces
+
+
+def needs_external(model: ir.Model) -> bool:
+    """True where the weights do not fit into one file, with some room for the rest."""
+    return sum(t.nbytes for t in _carry.tensors_of(model)) > _PROTO_LIMIT - 2**26
+
+
+def inline_bytes(model: ir.Model) -> bytes:
+    """The bytes of a model file that holds its weights.
+
+    Raises:
+        ModelError: if that is more than 2 GB.
+    """
+    return b"".join(_pieces(model, _carry.embed, _streams))
+
+
+def _streams(tensor: ir.TensorProtocol) -> bool:
+    return (
+        tensor.nbytes >= _EXTERNAL_FROM
+        and tensor.dtype != ir.DataType.STRING
+        and not isinstance(tensor, _carry.SparseTensor)
+    )
+
+
+def write_files(model: ir.Model, path: Path, *, external: bool) -> None:
+    """Write a model file, and `NAME.data` beside it where `external`; nothing of this is atomic."""
+    if not external:
+        with path.open("xb") as file:
+            for piece in _pieces(model, _carry.embed, _streams):
+                file.write(piece)
+        return
+    location = path.name + ".data"
+    with path.with_name(location).open("xb") as data:
+        places: dict[int, tuple[int, int, ir.TensorProtocol]] = {}
+
+        def put(tensor: ir.TensorProtocol, name: str, proto: onnx.TensorProto) -> None:
+            if not _streams(tensor):
+                _carry.embed(tensor, name, proto)
+                return
+            _carry.header(tensor, name, proto)
+            if id(tensor) not in places:
+                buffer = _carry.buffer_of(tensor)
+                step = _PAGE if len(buffer) >= _PAGE_FROM else 64
+                data.write(b"\0" * (-data.tell() % step))
+                places[id(tensor)] = data.tell(), len(buffer), tensor
+                data.write(buffer)
+            offset, length, _ = places[id(tensor)]
+            proto.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", location), ("offset", offset), ("length", length)):
+                proto.external_data.add(key=key, value=str(value))
+
+        pieces = _pieces(model, put, lambda tensor: False)
+    with path.open("xb") as file:
+        for piece in pieces:
+            file.write(piece)
+
+
+def replace_files(
+    path: Path, write: Callable[[Path], None], check: Callable[[Path], None] | None, *, data_name: str
+) -> None:
+    """Write into a fresh folder beside the target, check it there, then move it over the target.
+
+    Args:
+        path: The target.
+        write: Writes the model to the path it is given, and its external data beside it.
+        check: Called with the path of what was written; what it raises stops the replacement.
+        data_name: Name of the external data file, if there is one.
+
+    Raises:
+        ModelError: if the target cannot be written.
+    """
+    with _target_errors(path), _scratch(path.parent) as folder:
+        fresh, old = folder / path.name, folder / "old"
+        write(fresh)
+        data, target = folder / data_name, path.with_name(data_name)
+        for new, existing in ((fresh, path), (data, target)):
+            if new.exists() and existing.exists():
+                new.chmod(stat.S_IMODE(existing.stat().st_mode))
+        if check is not None:
+            check(fresh)
+        if not data.exists():
+            fresh.replace(path)
+            return
+        kept = target.exists()
+        try:
+            if kept:
+                target.replace(old)
+            data.replace(target)
+            fresh.replace(path)
+        except BaseException:
+            if fresh.exists():  # the model was not replaced, so its old data must come back
+                if old.exists():
+                    old.replace(target)
+                elif not kept:
+                    target.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _target_errors(path: Path) -> Iterator[None]:
+    if path.exists() and not path.is_file():
+        raise ModelError(f"cannot write '{path}': not a regular file")
+    try:
+        yield
+    except OSError as err:
+        hint = "the folder does not exist" if err.errno == errno.ENOENT and not path.parent.exists() else None
+        raise ModelError(f"cannot write '{path}': {_reason(err)}", hint) from err
+
+
+@contextlib.contextmanager
+def _scratch(parent: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix=".onnxslim-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,249 @@
+"""Models in and out: files, bytes, protos and graphs of other libraries <-> `Model`.
+
+The only module that opens a model file. A file is untrusted: it is checked against the specification and against
+`Limits` before anything is built from it, its external data is read only from inside its folder, and every failure is a
+`ModelError` of one line. What a caller relies on: names, order, types and declared shapes of inputs and outputs stay;
+metadata, doc strings, domains, attributes, opset and IR version survive. One thing is changed by default and noted: an
+initializer that is also listed as an input becomes a plain constant, since onnxruntime neither folds nor fuses it
+otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from onnxslim_core import _carry, _files
+from onnxslim_core._wellformed import Limits, examine
+from onnxslim_core.errors import InvalidModel, ModelError
+from onnxslim_core.rewrite import Change
+
+__all__ = ["DEFAULT_LIMITS", "Limits", "Model", "load", "save", "wrap"]
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(slots=True)
+class Model:
+    """A model at work.
+
+    Attributes:
+        ir: The graph that passes rewrite in place.
+        source: The file it came from, or None.
+        notes: What loading itself changed.
+    """
+
+    ir: onnx_ir.Model
+    source: Path | None = None
+    notes: list[Change] = field(default_factory=list)
+
+    def copy(self) -> Model:
+        """An independent graph with shared weights; `meta` of nodes and values is kept."""
+        return Model(_clone(self.ir), self.source, list(self.notes))
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The model as a proto that holds its weights.
+
+        Raises:
+            ModelError: if that is more than 2 GB.
+        """
+        if _files.needs_external(self.ir):
+            raise ModelError(f"the weights take {self.nbytes} bytes, more than a proto can hold", "use save()")
+        return _carry.write(self.ir)
+
+    def to_ir(self) -> onnx_ir.Model:
+        """An independent onnx_ir model with shared weights."""
+        return _clone(self.ir)
+
+    def to_surgeon(self) -> Any:
+        """The model as an `onnx_graphsurgeon.Graph`; see `surgeon.from_ir` for what that loses."""
+        from onnxslim_core import surgeon
+
+        return surgeon.from_ir(self.ir)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights, those in Constant nodes and bodies included; a shared one counts once."""
+        return sum({id(t): t.nbytes for t in _carry.tensors_of(self.ir)}.values())
+
+    @contextlib.contextmanager
+    def session_source(self) -> Iterator[bytes | str]:
+        """What `onnxruntime.InferenceSession` accepts: bytes, or above 2 GB the path of a file that goes afterwards."""
+        if not _files.needs_external(self.ir):
+            yield _files.inline_bytes(self.ir)
+            return
+        with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
+            path = Path(folder, "model.onnx")
+            _files.write_files(self.ir, path, external=True)
+            yield str(path)
+
+
+def _clone(model: onnx_ir.Model) -> onnx_ir.Model:
+    clone = model.clone()
+    clone.meta.update(model.meta)
+    return clone
+
+
+def wrap(graph: onnx_ir.Model) -> Model:
+    """An onnx_ir model as a `Model`, without a copy and without a check."""
+    return Model(graph)
+
+
+def load(
+    source: Any,
+    *,
+    external_data_root: Path | None = None,
+    keep_feedable: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Model:
+    """Open a model; the source is never changed.
+
+    Args:
+        source: A path, bytes, `onnx.ModelProto`, `onnx_ir.Model`, PyTorch's `ONNXProgram`, `onnx_graphsurgeon.Graph`,
+            or a `Model`.
+        external_data_root: A folder outside the model's own that its external data may lead into.
+        keep_feedable: Keep initializers that are also inputs as inputs.
+        limits: What is refused before memory is spent on it.
+
+    Raises:
+        ModelError: if it cannot be read.
+        InvalidModel: if it breaks the specification or a limit.
+        UnsupportedModel: if it holds something that cannot be carried, which is named.
+    """
+    path: Path | None = None
+    notes: list[Change] = []
+    if isinstance(source, Model):
+        graph, path, notes = _clone(source.ir), source.source, list(source.notes)
+    elif isinstance(source, onnx_ir.Model):
+        graph = _adopt(source, external_data_root, limits)
+    elif isinstance(inner := getattr(source, "model", None), onnx_ir.Model):  # PyTorch's ONNXProgram
+        graph = _adopt(inner, external_data_root, limits)
+    elif type(source).__module__.partition(".")[0] == "onnx_graphsurgeon":
+        from onnxslim_core import surgeon
+
+        graph = surgeon.to_ir(source)
+    elif isinstance(source, onnx.ModelProto):
+        graph = _from_proto(source, None, external_data_root, limits, owned=False)
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        graph = _from_proto(_parse(bytes(source), "the model"), None, external_data_root, limits, owned=True)
+    elif isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        proto = _parse(_files.read_bytes(path, limits), f"'{path}'")
+        graph = _from_proto(proto, path, external_data_root, limits, owned=True)
+    else:
+        raise ModelError(
+            f"a {type(source).__name__} is not a model",
+            "pass a path, bytes, onnx.ModelProto, onnx_ir.Model, ONNXProgram or onnx_graphsurgeon.Graph",
+        )
+    if not keep_feedable:
+        notes += _make_constant(graph)
+    return Model(graph, path, notes)
+
+
+def _parse(data: bytes, what: str) -> onnx.ModelProto:
+    if not data:
+        raise InvalidModel(f"{what} is empty")
+    try:
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(data)
+    except DecodeError as err:
+        raise InvalidModel(f"{what} is not an ONNX model: it cannot be decoded", _guess(data)) from err
+    return proto
+
+
+def _guess(data: bytes) -> str | None:
+    """What a file is that is no ONNX model, as far as its first bytes tell."""
+    if data.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer: fetch the file with git lfs pull"
+    if data.startswith(b"PK"):
+        return "it is a zip archive, perhaps a PyTorch checkpoint: export it to ONNX first"
+    if data[:1024].lstrip()[:1] in (b"<", b"{"):
+        return "it looks like text"
+    return None
+
+
+def _from_proto(
+    proto: onnx.ModelProto, path: Path | None, root: Path | None, limits: Limits, *, owned: bool
+) -> onnx_ir.Model:
+    folder = None if path is None else path.parent
+    try:
+        found = examine(proto, limits)
+        graph = _carry.read(proto, _files.ExternalData(folder, root), owned=owned)
+    except UnicodeDecodeError as err:
+        raise InvalidModel("a name in the model is not UTF-8") from err
+    if found.unsorted:
+        sort(graph)
+    return graph
+
+
+def sort(model: onnx_ir.Model) -> None:
+    """Sort nodes so that each comes after what it reads.
+
+    Raises:
+        InvalidModel: if nodes wait for each other in a circle.
+    """
+    try:
+        model.graph.sort()
+        for function in model.functions.values():
+            function.sort()
+    except ValueError as err:
+        raise InvalidModel("nodes form a cycle") from err
+
+
+def _adopt(source: onnx_ir.Model, root: Path | None, limits: Limits) -> onnx_ir.Model:
+    return _clone(source)
+
+
+def _make_constant(model: onnx_ir.Model) -> list[Change]:
+    """Take initializers off the inputs."""
+    graph = model.graph
+    feedable = [v for v in graph.inputs if str(v.name) in graph.initializers]
+    if not feedable:
+        return []
+    for value in feedable:
+        graph.inputs.remove(value)
+        assert value.const_value is not None
+        value.shape = onnx_ir.Shape(value.const_value.shape.numpy())
+    model.ir_version = max(model.ir_version, 4)
+    action = f"made {len(feedable)} initializers constant that are also listed as inputs"
+    where = tuple(str(v.name) for v in feedable)
+    return [Change("load", where, action, details={"count": len(feedable)})]
+
+
+def save(
+    model: Model,
+    path: str | Path,
+    *,
+    check: Callable[[Path], None] | None = None,
+    external_data: bool | None = None,
+) -> None:
+    """Write a model: whole or not at all.
+
+    Args:
+        model: The model.
+        path: The target; it may be the file that the model came from.
+        check: Called with the path of the finished temporary file; what it raises stops the replacement.
+        external_data: Weights in `NAME.data` beside the file; None does so where the model came like that or needs
+            more than 2 GB.
+
+    Raises:
+        ModelError: if the target cannot be written, or 2 GB do not suffice without external data.
+    """
+    target = Path(path)
+    external = external_data
+    if external is None:
+        external = bool(model.ir.graph.meta.get(_carry.EXTERNAL_KEY)) or _files.needs_external(model.ir)
+    _files.replace_files(
+        target,
+        lambda fresh: _files.write_files(model.ir, fresh, external=external),
+        check,
+        data_name=f"{target.name}.data",
+    )
