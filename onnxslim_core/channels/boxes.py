@@ -1,0 +1,268 @@
+"""Open choices: what still varies along two axes or more has to be cut along one of them.
+
+Removal must leave every tensor a box. Unions that the operators force are done before; what is left is a choice:
+keep one axis, unite over the others (whole heads, or the same width in every head; whole groups, or the same
+position in every group). Each axis is tried on a copy of its component and the outcome is valued by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxslim_core.ops.atoms import Atoms, Labels, Reason, Rel, components
+
+__all__ = ["Classes", "Outcome", "View", "free_share", "inner", "settle", "whole"]
+
+Ints = NDArray[np.int32]
+Flags = NDArray[np.bool_]
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What one way to decide a component leaves.
+
+    Attributes:
+        atoms: The atoms of the component; shape (n,).
+        classes: The class of each; shape (n,).
+        pinned: Whether it stays; shape (n,).
+        mass: Weights that each atom alone stands for; shape (n,). Zero for an atom that only ties others.
+    """
+
+    atoms: Ints
+    classes: Ints
+    pinned: Flags
+    mass: NDArray[np.float64]
+
+
+View = Callable[[Outcome], tuple[float, ...]]
+"""The value of an outcome; the largest wins, the first of equals."""
+
+
+def free_share(outcome: Outcome) -> float:
+    """The share of the component's weights that can still go, to six digits."""
+    total = float(outcome.mass.sum())
+    return round(float(outcome.mass[~outcome.pinned].sum()) / total, 6) if total else 0.0
+
+
+def whole(outcome: Outcome) -> tuple[float, ...]:
+    """Most weights free, then the fewest classes: whole heads and whole groups."""
+    return free_share(outcome), -float(len(np.unique(outcome.classes[~outcome.pinned])))
+
+
+def inner(outcome: Outcome) -> tuple[float, ...]:
+    """Most weights free, then the most classes: widths of heads and positions in groups."""
+    return free_share(outcome), float(len(np.unique(outcome.classes[~outcome.pinned])))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Classes:
+    """What goes together: the class of every atom, and for each class that stays the first reason.
+
+    Attributes:
+        of: The class (its smallest atom) of every atom; shape (atoms,).
+        pinned: For every atom whether its class stays; shape (atoms,).
+        reasons: Class -> why it stays.
+    """
+
+    of: Ints
+    pinned: Flags
+    reasons: dict[int, Reason]
+
+
+class _Part:
+    """A component under trial: classes of its members, numbered from 0, and what ties them."""
+
+    def __init__(self, count: int, pinned: Flags, rels: list[Rel], arrays: list[Labels]) -> None:
+        self.root = np.arange(count, dtype=np.int32)
+        self.pinned = pinned
+        self.rels = rels
+        self.arrays = arrays
+
+    def copy(self) -> _Part:
+        part = _Part(len(self.root), self.pinned.copy(), self.rels, self.arrays)
+        part.root = self.root
+        return part
+
+    def unite(self, left: Ints, right: Ints) -> None:
+        joined = components(len(self.root), left.reshape(-1), right.reshape(-1))
+        self.root = joined[self.root]
+        np.logical_or.at(self.pinned, self.root, self.pinned)
+        self.pinned = self.pinned[self.root]
+
+    def pin(self, members: Ints) -> None:
+        self.pinned[self.root[members]] = True
+        self.pinned = self.pinned[self.root]
+
+    def close(self) -> None:
+        """Apply the relations until nothing more follows, and pin what would empty a tensor."""
+        while True:
+            before = (self.root, self.pinned.sum())
+            for array in self.arrays:
+                classes = self.root[array]
+                if (classes == classes.flat[0]).all():
+                    self.pin(array.reshape(-1)[:1])
+            for rel in self.rels:
+                self._apply(rel)
+            if np.array_equal(before[0], self.root) and before[1] == self.pinned.sum():
+                return
+
+    def _apply(self, rel: Rel) -> None:
+        fine = self.root[rel.fine]
+        uniform = (fine == fine[:, :1]).all(axis=1)
+        if uniform.any():
+            self.unite(self.root[rel.coarse[uniform]], fine[uniform, 0])
+            fine = self.root[rel.fine]
+        stuck = self.pinned[fine].any(axis=1)
+        if len(fine) > 1:
+            stuck |= ~uniform & (np.sort(fine, axis=1) == np.sort(fine[:1], axis=1)).all()
+        if stuck.any():
+            self.pin(rel.coarse[stuck])
+
+    def open_array(self) -> tuple[Labels, list[int]] | None:
+        """The first array that varies along two axes or more, with those axes."""
+        for array in self.arrays:
+            if array.ndim < 2:
+                continue
+            classes = self.root[array]
+            if self.pinned[classes].all():
+                continue
+            axes = [i for i in range(array.ndim) if (classes != classes.take([0], axis=i)).any()]
+            if len(axes) > 1:
+                return array, axes
+        return None
+
+    def choose(self, array: Labels, axes: list[int], keep: int) -> _Part:
+        """A copy in which the array varies along one of these axes only."""
+        part = self.copy()
+        for axis in axes:
+            if axis != keep:
+                part.unite(part.root[array], part.root[np.broadcast_to(array.take([0], axis=axis), array.shape)])
+        part.close()
+        return part
+
+    def finish(self) -> None:
+        """Pin what relations are left: neither side of one that is still open may go."""
+        for rel in self.rels:
+            fine = self.root[rel.fine]
+            left = ~(fine == fine[:, :1]).all(axis=1)
+            if not left.any():
+                continue
+            shared = len(fine) > 1 and bool((np.sort(fine, axis=1) == np.sort(fine[:1], axis=1)).all())
+            self.pin(rel.coarse[left])
+            if len(fine) > 1 and not shared:
+                self.pin(rel.fine[left].reshape(-1))
+
+
+def settle(atoms: Atoms, view: View, mass: NDArray[np.float64]) -> Classes:
+    """Decide every open choice by a view, component by component.
+
+    Args:
+        atoms: The book of atoms.
+        view: The value of an outcome.
+        mass: Weights that each atom stands for; shape (atoms,).
+    """
+    of = atoms.classes()
+    pinned = np.zeros(atoms.count, np.bool_)
+    reasons: dict[int, Reason] = {}
+    for members, reason in atoms.pins:
+        for root in np.unique(of[members]):
+            reasons.setdefault(int(root), reason)
+            pinned[root] = True
+    arrays = [*atoms.boxes, *atoms.vectors]
+    open_boxes = [array for array in atoms.boxes if _is_open(of[array])]
+    of, pinned = _solve(of, pinned, atoms.rels, arrays, open_boxes, lambda *parts: view(_outcome(mass, *parts)))
+    for root in np.unique(of[pinned[of]]):
+        reasons.setdefault(int(root), Reason("", "it is tied to channels that stay, or is all that a tensor has"))
+    return Classes(of, pinned[of], _by_class(reasons, of))
+
+
+_Value = Callable[[Ints, Ints, Flags], tuple[float, ...]]
+
+
+def _outcome(mass: NDArray[np.float64], atoms: Ints, classes: Ints, pinned: Flags) -> Outcome:
+    return Outcome(atoms, classes, pinned, mass[atoms])
+
+
+def _is_open(classes: Ints) -> bool:
+    return sum(bool((classes != classes.take([0], axis=i)).any()) for i in range(classes.ndim)) > 1
+
+
+def _by_class(reasons: dict[int, Reason], of: Ints) -> dict[int, Reason]:
+    """Reasons by final class; the one of the smallest atom comes first, a derived one last."""
+    found: dict[int, Reason] = {}
+    for atom, reason in sorted(reasons.items(), key=lambda item: (not item[1].node, item[0])):
+        found.setdefault(int(of[atom]), reason)
+    return found
+
+
+def _solve(
+    of: Ints, pinned: Flags, rels: Sequence[Rel], arrays: list[Labels], open_boxes: list[Labels], value: _Value
+) -> tuple[Ints, Flags]:
+    """Split into components that share an open box or a relation, and decide each by itself."""
+    groups = [of[array].reshape(-1) for array in open_boxes]
+    groups += [np.concatenate([of[rel.coarse], of[rel.fine].reshape(-1)]) for rel in rels]
+    pinned = pinned.copy()
+    if not groups:
+        return of, _pin_whole(of, pinned, arrays)
+    left = np.concatenate([np.repeat(group[:1], len(group)) for group in groups])
+    part_of = components(len(of), left, np.concatenate(groups))
+    involved = np.unique(np.concatenate(groups))
+    busy = np.zeros(len(of), np.bool_)
+    busy[part_of[involved]] = True
+    homes: dict[int, tuple[list[Rel], list[Labels]]] = {int(p): ([], []) for p in np.unique(part_of[involved])}
+    for rel in rels:
+        homes[int(part_of[of[rel.coarse[0]]])][0].append(rel)
+    quiet: list[Labels] = []
+    for array in arrays:
+        touched = np.unique(part_of[of[array]])
+        hit = touched[busy[touched]]
+        for part in hit:
+            homes[int(part)][1].append(array)
+        if not hit.size:
+            quiet.append(array)
+    pinned = _pin_whole(of, pinned, quiet)
+    for own_rels, own_arrays in homes.values():
+        of, pinned = _decide(of, pinned, own_rels, own_arrays, value)
+    return of, pinned
+
+
+def _pin_whole(of: Ints, pinned: Flags, arrays: list[Labels]) -> Flags:
+    """Pin the class that is all a tensor has."""
+    if arrays:
+        flat = np.concatenate([of[array].reshape(-1) for array in arrays])
+        starts = np.cumsum([0, *(array.size for array in arrays)])[:-1]
+        low, high = np.minimum.reduceat(flat, starts), np.maximum.reduceat(flat, starts)
+        pinned[low[low == high]] = True
+    return pinned
+
+
+def _decide(of: Ints, pinned: Flags, rels: list[Rel], arrays: list[Labels], view: View) -> tuple[Ints, Flags]:
+    """One component: number its classes from 0, try, keep the best, until no choice is open."""
+    everything = [of[array].reshape(-1) for array in arrays]
+    everything += [of[rel.coarse] for rel in rels] + [of[rel.fine].reshape(-1) for rel in rels]
+    members = np.unique(np.concatenate(everything))
+    number = np.full(len(of), -1, np.int32)
+    number[members] = np.arange(len(members), dtype=np.int32)
+    part = _Part(
+        len(members),
+        pinned[members],
+        [Rel(number[of[rel.coarse]], number[of[rel.fine]]) for rel in rels],
+        [number[of[array]] for array in arrays],
+    )
+    part.close()
+    inside = np.flatnonzero(np.isin(of, members)).astype(np.int32)
+    local = number[of[inside]]
+    while (found := part.open_array()) is not None:
+        array, axes = found
+        trials = [part.choose(array, axes, keep) for keep in axes]
+        values = [value(inside, members[trial.root[local]], trial.pinned[local]) for trial in trials]
+        part = trials[values.index(max(values))]
+    part.finish()
+    of, pinned = of.copy(), pinned.copy()
+    of[inside] = members[part.root[local]]
+    pinned[members] |= part.pinned
+    pinned[members[part.root]] |= part.pinned
+    return of, pinned

@@ -1,0 +1,226 @@
+"""The channel graph: per group of channels what can go, what it would save, and why the rest cannot.
+
+Criteria, search, repair, removal and `inspect --explain` read this; none derives it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxslim_core import graph as verbs
+from onnxslim_core.channels.boxes import Classes, View, inner, settle
+from onnxslim_core.channels.trace import trace
+from onnxslim_core.ops.atoms import Labels, Reason
+from onnxslim_core.ops.flow import Flow, ShapesLike, Sink, Use, Work
+from onnxslim_core.rewrite import Sample
+
+__all__ = ["ChannelGraph", "Group", "analyse", "atom_mass"]
+
+Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Channels that appear in the same tensors and are chosen among each other.
+
+    Attributes:
+        name: The node that makes them, or the first tensor that holds them.
+        classes: What goes together, smallest first; shape (n,). Each counts once against the width.
+        free: For each class whether it can go; shape (n,).
+        atoms: How many atoms go with one class, on average.
+        producers: Nodes that make the channels.
+        consumers: Nodes that sum over them.
+        reason: Why classes that are not free stay; None where all are free.
+    """
+
+    name: str
+    classes: Ints
+    free: NDArray[np.bool_]
+    atoms: float
+    producers: tuple[ir.Node, ...]
+    consumers: tuple[ir.Node, ...]
+    reason: Reason | None
+
+    @property
+    def width(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+
+class ChannelGraph:
+    """Labels of a graph with every open choice decided by one view.
+
+    Args:
+        flow: The walk over the graph.
+        classes: What goes together.
+    """
+
+    def __init__(self, flow: Flow, classes: Classes) -> None:
+        self.flow = flow
+        self.classes = classes
+
+    @property
+    def uses(self) -> list[Use]:
+        """Axes of constants that are cut with their atoms."""
+        return self.flow.uses
+
+    @property
+    def sinks(self) -> list[Sink]:
+        """Sums over labelled axes."""
+        return self.flow.sinks
+
+    @property
+    def works(self) -> list[Work]:
+        """Multiply-adds."""
+        return self.flow.works
+
+    def of(self, labels: Labels) -> Ints:
+        """The classes of an array of labels."""
+        return self.classes.of[labels]
+
+    def gone(self, classes: Iterable[int]) -> NDArray[np.bool_]:
+        """For every atom whether it goes with these classes; shape (atoms,)."""
+        chosen = np.zeros(len(self.classes.of), np.bool_)
+        chosen[np.fromiter(classes, np.int64)] = True
+        return chosen[self.classes.of]
+
+    # ------------------------------------------------------------------ what a removal saves
+    def macs(self, gone: NDArray[np.bool_] | None = None) -> int:
+        """Multiply-adds of all labelled nodes, with these atoms gone."""
+        return round(sum(_left(work.macs, work.factors, gone) for work in self.works))
+
+    @cached_property
+    def _by_constant(self) -> list[tuple[float, list[Labels]]]:
+        return _labelled_constants(self.flow)
+
+    def params(self, gone: NDArray[np.bool_] | None = None) -> float:
+        """Elements of all constants that have a labelled axis, with these atoms gone."""
+        return sum(_left(size, labels, gone) for size, labels in self._by_constant)
+
+    @cached_property
+    def class_params(self) -> NDArray[np.float64]:
+        """Elements that go with each class alone; shape (atoms,), indexed by class."""
+        return np.bincount(self.classes.of, atom_mass(self.flow), len(self.classes.of))
+
+    @cached_property
+    def class_macs(self) -> NDArray[np.float64]:
+        """Multiply-adds that go with each class alone; shape (atoms,), indexed by class."""
+        total = np.zeros(len(self.classes.of))
+        for work in self.works:
+            for labels in work.factors:
+                np.add.at(total, self.of(labels), work.macs / labels.size)
+        return total
+
+    # ------------------------------------------------------------------ groups
+    @cached_property
+    def groups(self) -> list[Group]:
+        """All groups that make channels, in the order of the graph."""
+        return _groups(self)
+
+
+def _labelled_constants(flow: Flow) -> list[tuple[float, list[Labels]]]:
+    """Size and labelled axes of every constant that is cut somewhere."""
+    axes: dict[ir.Value, dict[int, Labels]] = {}
+    for use in flow.uses:
+        axes.setdefault(use.constant, {}).setdefault(use.axis, use.labels)
+    return [
+        (float(np.prod(flow.shape(constant), dtype=np.float64)), list(by_axis.values()))
+        for constant, by_axis in axes.items()
+    ]
+
+
+def atom_mass(flow: Flow) -> NDArray[np.float64]:
+    """Elements of constants that each atom alone stands for; shape (atoms,)."""
+    mass = np.zeros(flow.atoms.count)
+    for size, axes in _labelled_constants(flow):
+        for labels in axes:
+            np.add.at(mass, labels, size / labels.size)
+    return mass
+
+
+def _left(size: float, factors: Sequence[Labels], gone: NDArray[np.bool_] | None) -> float:
+    if gone is None:
+        return float(size)
+    for labels in factors:
+        size *= 1.0 - float(gone[labels].mean())
+    return float(size)
+
+
+def _signatures(channels: ChannelGraph) -> NDArray[np.uint64]:
+    """A number per class that is equal for classes that appear in the same tensors."""
+    atoms = channels.flow.atoms
+    rng = np.random.default_rng(0)
+    signature = np.zeros(len(channels.classes.of), np.uint64)
+    for array in (*atoms.vectors, *atoms.boxes):
+        signature[np.unique(channels.of(array))] ^= rng.integers(1 << 63, dtype=np.uint64)
+    return signature
+
+
+def _groups(channels: ChannelGraph) -> list[Group]:
+    of = channels.classes.of
+    makers: dict[int, dict[ir.Node, None]] = {}
+    readers: dict[int, dict[ir.Node, None]] = {}
+    made: list[Ints] = []
+    for use in channels.uses:
+        if use.role == "carry":
+            continue
+        book = makers if use.role == "out" else readers
+        roots = np.unique(of[use.labels])
+        if use.role == "out":
+            made.append(roots)
+        for root in roots.tolist():
+            book.setdefault(root, {})[use.node] = None
+    for sink in channels.sinks:
+        for root in np.unique(of[sink.labels]).tolist():
+            readers.setdefault(root, {})[sink.node] = None
+    if not made:
+        return []
+    roots = np.unique(np.concatenate(made))
+    counts = np.bincount(of, minlength=len(of))
+    signature = _signatures(channels)[roots]
+    _, first, which = np.unique(signature, return_index=True, return_inverse=True)
+    groups = []
+    for number in np.argsort(first, kind="stable"):
+        classes = roots[which == number]
+        groups.append(_group(channels, classes, counts, makers, readers))
+    return groups
+
+
+def _group(
+    channels: ChannelGraph,
+    classes: Ints,
+    counts: NDArray[np.int64],
+    makers: dict[int, dict[ir.Node, None]],
+    readers: dict[int, dict[ir.Node, None]],
+) -> Group:
+    free = ~channels.classes.pinned[classes]
+    producers = tuple(dict.fromkeys(node for root in classes.tolist() for node in makers.get(root, ())))
+    consumers = tuple(dict.fromkeys(node for root in classes.tolist() for node in readers.get(root, ())))
+    stuck = classes[~free]
+    reason = channels.classes.reasons.get(int(stuck[0])) if stuck.size else None
+    name = verbs.label_of(producers[0]) if producers else f"channels {classes[0]}"
+    return Group(name, classes, free, float(counts[classes].mean()), producers, consumers, reason)
+
+
+def analyse(
+    model: ir.Model, sample: Sample | None, *, view: View = inner, shapes: ShapesLike | None = None
+) -> ChannelGraph:
+    """The channel graph of a model.
+
+    Args:
+        model: The model, sorted; constants folded where they can be.
+        sample: Feeds whose sizes stand for symbolic dimensions.
+        view: Which of several ways to cut a head or a group is taken.
+        shapes: Concrete shapes, where the caller has them already.
+
+    Raises:
+        UnsupportedModel: where sizes are not known.
+    """
+    flow = trace(model, sample, shapes)
+    return ChannelGraph(flow, settle(flow.atoms, view, atom_mass(flow)))

@@ -1,0 +1,93 @@
+"""Which channels are constant: values that travel in arrays shaped like labels, NaN for unknown.
+
+Values move by the same moves as labels and change by the operator itself, so that a dead filter's bias comes through
+BatchNormalization, Sigmoid, pooling and Concat as the number it really is. Zero times anything is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+from onnxslim_core import graph as verbs
+from onnxslim_core.ops.flow import Flow, Rule
+
+__all__ = ["Consts", "Values", "evaluate"]
+
+Values = NDArray[np.float64]
+
+_MOST_OPERAND = 1 << 22
+"""A constant operand with more elements than this is not looked into."""
+
+
+class Consts:
+    """Constant channels of every activation, from the graph's start to its end."""
+
+    def __init__(self, flow: Flow, rules: Callable[[ir.Node], Rule | None]) -> None:
+        self.flow = flow
+        self.opset = flow.opset
+        self._known: dict[ir.Value, Values] = {}
+        for node in flow.model.graph:
+            rule = rules(node)
+            if rule is not None and rule.value is not None:
+                rule.value(self, node)
+
+    def get(self, value: ir.Value | None) -> Values | None:
+        """Values of an activation, of the shape of its labels; None where nothing is known."""
+        return None if value is None else self._known.get(value)
+
+    def full(self, value: ir.Value) -> Values:
+        """The same, all NaN where nothing is known."""
+        found = self._known.get(value)
+        if found is not None:
+            return found
+        labels = self.flow.labels(value)
+        assert labels is not None
+        return np.full(labels.shape, np.nan)
+
+    def operand(self, value: ir.Value | None) -> Values | None:
+        """The numbers of a constant operand; None where it is too large or cannot be read."""
+        array = verbs.array_of(value)
+        if array is None or array.size > _MOST_OPERAND or array.dtype.kind not in "fiub":
+            return None
+        return np.asarray(array, np.float64)
+
+    def set(self, value: ir.Value, found: Values) -> None:
+        """Note values of a result; what differs along an axis without labels is unknown."""
+        labels = self.flow.labels(value)
+        if labels is None or found.ndim != labels.ndim:
+            return
+        for axis, size in enumerate(labels.shape):
+            if size == 1 and found.shape[axis] > 1:
+                first = found.take([0], axis=axis)
+                same = (found == first).all(axis=axis, keepdims=True)
+                found = np.where(same, first, np.nan)
+        if np.isfinite(found).any():
+            self._known[value] = np.array(np.broadcast_to(found, labels.shape))
+
+
+def evaluate(node: ir.Node, inputs: list[np.ndarray | None], opset: int) -> list[Any] | None:
+    """Run one standard operator in onnx's reference implementation; None where it has none or declines."""
+    names = [f"i{k}" if array is not None else "" for k, array in enumerate(inputs)]
+    outputs = [f"o{k}" for k in range(len(node.outputs))]
+    proto = onnx.NodeProto(op_type=node.op_type, input=names, output=outputs)
+    proto.attribute.extend(ir.to_proto(attr) for attr in node.attributes.values() if isinstance(attr, ir.Attr))
+    graph = onnx.GraphProto(
+        name="one",
+        node=[proto],
+        input=[onnx.ValueInfoProto(name=name) for name in names if name],
+        output=[onnx.ValueInfoProto(name=name) for name in outputs],
+    )
+    model = onnx.ModelProto(ir_version=10, graph=graph, opset_import=[onnx.OperatorSetIdProto(version=opset)])
+    feeds = {name: array for name, array in zip(names, inputs, strict=True) if name}
+    try:
+        with np.errstate(all="ignore"):
+            return list(ReferenceEvaluator(model).run(None, feeds))
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return None

@@ -1,0 +1,228 @@
+"""What is left of every tensor, and the one place where a constant is made smaller.
+
+`Cut` knows, for every labelled tensor, which indices stay along each axis. Rules ask it for `keeps` and hand it the
+inputs of their node that have to follow. Every smaller array is made by `constant`, cached by value and keeps, so
+that a weight read twice is cut once and a weight whose readers differ is copied, never cut in place (T22, T58).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxslim_core import graph as verbs
+from onnxslim_core.errors import InternalError
+from onnxslim_core.ops.flow import Flow
+
+__all__ = ["Cut", "Keep"]
+
+Keep = NDArray[np.int64]
+"""Ascending indices that stay along an axis."""
+
+
+class Cut:
+    """A removal under way.
+
+    Args:
+        flow: The walk that gave the labels.
+        gone: For every atom whether it goes; shape (atoms,), bool.
+        names: Fresh names of the model.
+    """
+
+    def __init__(self, flow: Flow, gone: NDArray[np.bool_], names: verbs.Names) -> None:
+        self.flow = flow
+        self.opset = flow.opset
+        self.names = names
+        self._gone = gone
+        self._keeps: dict[ir.Value, dict[int, Keep]] = {}
+        self._made: dict[tuple[ir.Value, tuple[tuple[int, bytes], ...]], ir.Value] = {}
+        self.renamed: list[tuple[ir.Value, ir.Value]] = []
+
+    # ------------------------------------------------------------------ what stays
+    def kept(self, labels: NDArray[np.int32]) -> dict[int, Keep]:
+        """Indices that stay, for each axis of a label array that loses some.
+
+        Raises:
+            InternalError: if what is left would not be a box, or would be empty.
+        """
+        gone = self._gone[labels]
+        if not gone.any():
+            return {}
+        keeps: dict[int, Keep] = {}
+        rest = gone
+        for axis in range(gone.ndim):
+            others = tuple(i for i in range(gone.ndim) if i != axis)
+            whole = gone.all(axis=others) if others else gone
+            if whole.all():
+                raise InternalError("nothing would be left of a tensor")
+            if whole.any():
+                keeps[axis] = np.flatnonzero(~whole)
+                rest = rest.take(keeps[axis], axis=axis)
+        if rest.any():
+            raise InternalError("what is left of a tensor would be no box")
+        return keeps
+
+    def keeps(self, value: ir.Value | None) -> dict[int, Keep]:
+        """Indices of an activation that stay, for each axis that loses some; empty where nothing goes."""
+        if value is None or value in self.flow.constants or value not in self.flow.table:
+            return {}
+        found = self._keeps.get(value)
+        if found is None:
+            try:
+                found = self.kept(self.flow.table[value])
+            except InternalError as err:
+                raise InternalError(str(err), f"'{value.name}'") from err
+            self._keeps[value] = found
+        return found
+
+    def size(self, value: ir.Value, axis: int) -> int:
+        """The size that an axis of an activation has afterwards."""
+        keep = self.keeps(value).get(axis)
+        return self.flow.shape(value)[axis] if keep is None else len(keep)
+
+    def touches(self, node: ir.Node) -> bool:
+        """True where an input or output of the node loses something."""
+        return any(self.keeps(v) for v in (*node.inputs, *node.outputs) if v is not None)
+
+    # ------------------------------------------------------------------ what follows
+    def constant(self, node: ir.Node, index: int, keeps: Mapping[int, Keep]) -> None:
+        """Let input `index` of the node read the same constant, cut to these indices along these axes."""
+        value = node.inputs[index]
+        if value is None or not keeps:
+            return
+        verbs.replace_input(node, index, self.smaller(value, keeps, node))
+
+    def carried(self, node: ir.Node, index: int, result: Mapping[int, Keep], rank: int) -> None:
+        """Cut a constant operand like the result it is broadcast against, along its axes longer than 1."""
+        shape = self.flow.shape(node.inputs[index])
+        own = {axis - rank + len(shape): keep for axis, keep in result.items()}
+        self.constant(node, index, {axis: keep for axis, keep in own.items() if axis >= 0 and shape[axis] > 1})
+
+    def vector(self, node: ir.Node, index: int, values: Sequence[int] | NDArray[np.int64]) -> None:
+        """Give a node a new constant int64 vector as input `index`."""
+        hint = f"{node.name or node.op_type}/sizes"
+        assert isinstance(node.graph, ir.Graph)
+        made = verbs.add_constant(node.graph, self.names, np.asarray(values, np.int64), hint)
+        verbs.replace_input(node, index, made)
+
+    def entries(self, node: ir.Node, index: int, new: Mapping[int, int]) -> None:
+        """Change single entries of a shape vector; a computed one goes through Where, so the rest stays computed."""
+        value = node.inputs[index]
+        if value is None or not new:
+            return
+        fixed = verbs.array_of(value)
+        known = self.flow.known(value) if fixed is None else fixed
+        if known is None:
+            raise InternalError("a shape is computed from data", verbs.label_of(node))
+        target = np.array(known, np.int64).reshape(-1)
+        changed = np.zeros(target.size, np.bool_)
+        for entry, size in new.items():
+            if target[entry] != size:
+                changed[entry], target[entry] = True, size
+        if fixed is not None:
+            if changed.any():
+                self.vector(node, index, target)
+            return
+        for entry, size in new.items():
+            changed[entry], target[entry] = True, size
+        verbs.replace_input(node, index, self.choose(node, value, changed, target))
+
+    def choose(
+        self, before: ir.Node, computed: ir.Value, changed: NDArray[np.bool_], new: NDArray[np.int64]
+    ) -> ir.Value:
+        """`Where(changed, new, computed)` as a value, inserted before a node."""
+        graph = before.graph
+        assert isinstance(graph, ir.Graph)
+        mask = verbs.add_constant(graph, self.names, changed, f"{computed.name}/cut")
+        sizes = verbs.add_constant(graph, self.names, new, f"{computed.name}/sizes")
+        node = verbs.add_node(self.names, "Where", [mask, sizes, computed], before=before, hint=str(computed.name))
+        node.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+        return node.outputs[0]
+
+    # ------------------------------------------------------------------ constants
+    def smaller(self, value: ir.Value, keeps: Mapping[int, Keep], before: ir.Node) -> ir.Value:
+        """The constant, cut; made once for each set of indices."""
+        key = (value, tuple(sorted((axis, np.asarray(keep, np.int64).tobytes()) for axis, keep in keeps.items())))
+        if key not in self._made:
+            self._made[key] = self._make(value, dict(keeps), before)
+        return self._made[key]
+
+    def _make(self, value: ir.Value, keeps: dict[int, Keep], before: ir.Node) -> ir.Value:
+        array, producer = verbs.array_of(value), value.producer()
+        graph = verbs.owner_of(value) or before.graph
+        assert isinstance(graph, ir.Graph)
+        if array is not None:
+            made = verbs.add_constant(graph, self.names, take(array, keeps), str(value.name))
+            made.metadata_props.update(value.metadata_props)
+            made.doc_string = value.doc_string
+            self.renamed.append((value, made))
+            return made
+        assert producer is not None
+        inputs = self._cut_operands(producer, value, keeps)
+        if inputs is None:
+            return self._gather(value, keeps, producer)
+        copy = ir.Node(producer.domain, producer.op_type, inputs, list(producer.attributes.values()))
+        copy.name = self.names.new(f"{producer.name or producer.op_type}/cut")
+        copy.outputs[0].name = self.names.new(f"{value.name}/cut")
+        copy.outputs[0].type = value.type
+        graph.insert_after(producer, copy)
+        return copy.outputs[0]
+
+    def _cut_operands(self, node: ir.Node, value: ir.Value, keeps: dict[int, Keep]) -> list[ir.Value | None] | None:
+        """The inputs of a constant expression, cut so that its result is; None where that is not known."""
+        inputs: list[ir.Value | None] = list(node.inputs)
+        rank = len(self.flow.shape(value))
+        if verbs.is_op(node, "Identity", "Cast", "CastLike") and inputs[0] is not None:
+            inputs[0] = self.smaller(inputs[0], keeps, node)
+            return inputs
+        if verbs.is_op(node, "Transpose") and inputs[0] is not None:
+            perm = verbs.attribute(node, "perm", tuple(reversed(range(rank))))
+            inputs[0] = self.smaller(inputs[0], {perm[axis]: keep for axis, keep in keeps.items()}, node)
+            return inputs
+        if verbs.is_op(node, "DequantizeLinear") and not verbs.attribute(node, "block_size", 0):
+            return self._cut_dequantize(node, inputs, keeps, rank)
+        if verbs.is_op(node, "Mul", "Add", "Sub", "Div"):
+            for index, operand in enumerate(inputs):
+                assert operand is not None
+                shape = self.flow.shape(operand)
+                own = {axis - rank + len(shape): keep for axis, keep in keeps.items()}
+                own = {axis: keep for axis, keep in own.items() if axis >= 0 and shape[axis] > 1}
+                if own:
+                    inputs[index] = self.smaller(operand, own, node)
+            return inputs
+        return None
+
+    def _cut_dequantize(
+        self, node: ir.Node, inputs: list[ir.Value | None], keeps: dict[int, Keep], rank: int
+    ) -> list[ir.Value | None]:
+        assert inputs[0] is not None
+        axis = int(verbs.attribute(node, "axis", 1)) % max(rank, 1)
+        inputs[0] = self.smaller(inputs[0], keeps, node)
+        for index in (1, 2):
+            operand = inputs[index] if index < len(inputs) else None
+            if operand is not None and self.flow.shape(operand) not in ((), (1,)) and axis in keeps:
+                inputs[index] = self.smaller(operand, {0: keeps[axis]}, node)
+        return inputs
+
+    def _gather(self, value: ir.Value, keeps: dict[int, Keep], producer: ir.Node) -> ir.Value:
+        graph = producer.graph
+        assert isinstance(graph, ir.Graph)
+        for axis, keep in sorted(keeps.items()):
+            indices = verbs.add_constant(graph, self.names, np.asarray(keep, np.int64), f"{value.name}/kept")
+            node = ir.node("Gather", [value, indices], {"axis": axis})
+            node.name = self.names.new(f"{value.name}/Gather")
+            node.outputs[0].name = self.names.new(f"{value.name}/cut")
+            node.outputs[0].type = value.type
+            graph.insert_after(producer, node)
+            value, producer = node.outputs[0], node
+        return value
+
+
+def take(array: np.ndarray, keeps: Mapping[int, Keep]) -> np.ndarray:
+    """The array with only these indices along these axes; always a copy."""
+    for axis, keep in keeps.items():
+        array = np.take(array, keep, axis=axis)
+    return np.ascontiguousarray(array)

@@ -1,0 +1,206 @@
+"""Gemm, MatMul and embedding Gather.
+
+With a constant on one side the other side is summed (a sink) and the constant makes fresh channels. Two activations
+meet in [batch..., M, N, K]: joined there, then summed over K, so that heads and head widths stay apart.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim_core import graph as verbs
+from onnxslim_core.ops.atoms import Labels
+from onnxslim_core.ops.consts import Consts
+from onnxslim_core.ops.conv import product
+from onnxslim_core.ops.cut import Cut
+from onnxslim_core.ops.flow import Flow, Rule
+from onnxslim_core.ops.join import join
+
+__all__ = ["RULES"]
+
+
+def _axes(node: ir.Node, constant: int, rank: int) -> tuple[int, int]:
+    """The axes of the constant (made, summed); negative, so that batch axes do not matter."""
+    if node.op_type == "Gemm":
+        flipped = bool(verbs.attribute(node, "transA" if constant == 0 else "transB", 0))
+        return (-2, -1) if (constant == 0) != flipped else (-1, -2)
+    if rank == 1:
+        return (0, -1)
+    return (-1, -2) if constant == 1 else (-2, -1)
+
+
+def _side(flow: Flow, node: ir.Node, index: int, rank: int) -> Labels:
+    """Labels of an operand in the rank of the result, as MatMul sees it."""
+    labels = flow.labels(node.inputs[index])
+    assert labels is not None
+    if node.op_type == "Gemm" and verbs.attribute(node, "transA" if index == 0 else "transB", 0):
+        labels = labels.T
+    if labels.ndim == 1:
+        labels = labels.reshape((1, -1) if index == 0 else (-1, 1))
+    return labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
+
+
+def _label(flow: Flow, node: ir.Node) -> None:
+    left, right = node.inputs[0], node.inputs[1]
+    if flow.is_constant(left) and flow.is_constant(right):
+        flow.freeze(node, "both sides are constant")
+        return
+    shapes = [flow.shape(left), flow.shape(right)]
+    rank = max(2, len(shapes[0]), len(shapes[1]))
+    k = shapes[0][-2 if node.op_type == "Gemm" and verbs.attribute(node, "transA", 0) else -1]
+    macs = int(np.prod(flow.shape(node.outputs[0]), dtype=np.int64)) * k
+    if flow.is_constant(left) or flow.is_constant(right):
+        result = _with_constant(flow, node, 1 if flow.is_constant(right) else 0, rank, macs)
+    else:
+        result = _two_activations(flow, node, rank, macs)
+    drop = [axis for axis, shape in ((rank - 2, shapes[0]), (rank - 1, shapes[1])) if len(shape) == 1]
+    result = result.reshape([size for axis, size in enumerate(result.shape) if axis not in drop])
+    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        if flow.is_constant(node.inputs[2]):
+            flow.carry(node, 2, result)
+        else:
+            third = flow.labels(node.inputs[2])
+            assert third is not None
+            result, _ = join(flow.atoms, result, flow.shape(node.outputs[0]), third, flow.shape(node.inputs[2]))
+    flow.set(node.outputs[0], result)
+
+
+def _with_constant(flow: Flow, node: ir.Node, constant: int, rank: int, macs: int) -> Labels:
+    labels = _side(flow, node, 1 - constant, rank)
+    summed, made = (rank - 1, rank - 1) if constant == 1 else (rank - 2, rank - 2)
+    w_shape = flow.shape(node.inputs[constant])
+    out_axis, in_axis = _axes(node, constant, len(w_shape))
+    if labels.shape[summed] > 1:
+        rest = [axis for axis in range(rank) if axis != summed]
+        rows = np.ascontiguousarray(labels.transpose([*rest, summed])).reshape(-1, labels.shape[summed])
+        if (rows == rows[:1]).all():
+            rows = rows[:1]
+        shared = len(w_shape) <= 2 or int(np.prod(w_shape[:-2], dtype=np.int64)) == 1
+        flow.sink(node, 1 - constant, rows, constant, in_axis % len(w_shape) if len(rows) == 1 and shared else None)
+    rest_labels = flow.atoms.contract(labels, [summed])
+    if len(w_shape) == 1:
+        return rest_labels
+    new = flow.make(node, constant, out_axis % len(w_shape))
+    flow.work(node, macs, new, rest_labels, *_row_factor(labels, summed))
+    return flow.atoms.grid(rest_labels, new, made)
+
+
+def _row_factor(labels: Labels, axis: int) -> list[Labels]:
+    others = tuple(i for i in range(labels.ndim) if i != axis)
+    first = labels.transpose((*others, axis)).reshape(-1, labels.shape[axis])[0]
+    return [np.ascontiguousarray(first)] if first.size > 1 else []
+
+
+def _two_activations(flow: Flow, node: ir.Node, rank: int, macs: int) -> Labels:
+    """[batch..., M, 1, K] meets [batch..., 1, N, K]."""
+    spread, shapes = [], []
+    for index in (0, 1):
+        labels = _side(flow, node, index, rank)
+        shape = list(flow.shape(node.inputs[index]))
+        if node.op_type == "Gemm" and verbs.attribute(node, "transA" if index == 0 else "transB", 0):
+            shape.reverse()
+        if len(shape) == 1:
+            shape = [1, *shape] if index == 0 else [*shape, 1]
+        shape = [1] * (rank - len(shape)) + shape
+        if index == 1:
+            labels, shape = labels.swapaxes(-1, -2), [*shape[:-2], shape[-1], shape[-2]]
+        place = rank - 1 if index == 0 else rank - 2
+        spread.append(np.expand_dims(labels, place))
+        shapes.append((*shape[:place], 1, *shape[place:]))
+    joined, _ = join(flow.atoms, spread[0], shapes[0], spread[1], shapes[1])
+    flow.atoms.note(joined)
+    if joined.shape[-1] > 1:
+        rows = np.ascontiguousarray(joined).reshape(-1, joined.shape[-1])
+        flow.sink(node, 0, rows, None)
+        flow.sink(node, 1, rows, None)
+    flow.work(node, macs, joined)
+    return flow.atoms.contract(joined, [rank])[..., 0]
+
+
+def _cut(cut: Cut, node: ir.Node) -> None:
+    result = cut.keeps(node.outputs[0])
+    out_rank = len(cut.flow.shape(node.outputs[0]))
+    for constant in (0, 1):
+        value = node.inputs[constant]
+        if value is None or not cut.flow.is_constant(value):
+            continue
+        shape, other = cut.flow.shape(value), node.inputs[1 - constant]
+        out_axis, in_axis = _axes(node, constant, len(shape))
+        other_shape = cut.flow.shape(other)
+        flipped = node.op_type == "Gemm" and verbs.attribute(node, "transB" if constant == 0 else "transA", 0)
+        summed = -1 if (constant == 1) != bool(flipped) or len(other_shape) == 1 else -2
+        keeps = {}
+        keep = cut.keeps(other).get(len(other_shape) + summed)
+        if keep is not None:
+            keeps[in_axis % len(shape)] = keep
+        if len(shape) > 1:
+            made = out_rank - 1 if constant == 1 or len(other_shape) == 1 else out_rank - 2
+            if (keep := result.get(made)) is not None:
+                keeps[out_axis % len(shape)] = keep
+        for axis in range(len(shape) - 2):
+            if shape[axis] > 1 and (keep := result.get(axis - len(shape) + out_rank)) is not None:
+                keeps[axis] = keep
+        cut.constant(node, constant, keeps)
+    if node.op_type == "Gemm" and len(node.inputs) > 2 and cut.flow.is_constant(node.inputs[2]):
+        cut.carried(node, 2, result, out_rank)
+
+
+def weight_rows(flow: Flow, node: ir.Node, constant: int) -> np.ndarray | None:
+    """The weights as [1, summed, made]; None where they are not at hand or have batch axes."""
+    array = verbs.array_of(node.inputs[constant])
+    if array is None or array.dtype.kind != "f" or array.ndim > 2:
+        return None
+    if array.ndim == 1:
+        return array.reshape(1, -1, 1)
+    _, in_axis = _axes(node, constant, array.ndim)
+    return (array if in_axis % 2 == 0 else array.T)[None]
+
+
+def _value(consts: Consts, node: ir.Node) -> None:
+    flow = consts.flow
+    if flow.is_constant(node.inputs[1]) == flow.is_constant(node.inputs[0]):
+        _value_two(consts, node)
+        return
+    constant = 1 if flow.is_constant(node.inputs[1]) else 0
+    rows = weight_rows(flow, node, constant)
+    labels = flow.labels(node.inputs[1 - constant])
+    if rows is None or labels is None or constant == 0:
+        return
+    if verbs.attribute(node, "transA", 0) or any(size > 1 for size in labels.shape[:-1]):
+        return
+    x = consts.get(node.inputs[0])
+    given = np.full(rows.shape[1], np.nan) if x is None else np.broadcast_to(x.reshape(-1), (rows.shape[1],))
+    weight = rows.transpose(0, 2, 1)[..., None] * float(verbs.attribute(node, "alpha", 1.0))
+    result = product(weight, given.reshape(1, 1, -1), True).reshape(-1)
+    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        bias = consts.operand(node.inputs[2])
+        if bias is None:
+            return
+        result = result + bias * float(verbs.attribute(node, "beta", 1.0))
+    rank = len(flow.shape(node.outputs[0]))
+    consts.set(node.outputs[0], result.reshape((1,) * (rank - result.ndim) + result.shape))
+
+
+def _value_two(consts: Consts, node: ir.Node) -> None:
+    """Zero rows or columns of two activations give zero; nothing else is known."""
+
+
+def _label_gather(flow: Flow, node: ir.Node) -> None:
+    """An embedding: rows of a constant table chosen by computed indices; its columns are channels."""
+    table, rank = flow.shape(node.inputs[0]), len(flow.shape(node.outputs[0]))
+    axis = int(verbs.attribute(node, "axis", 0)) % len(table)
+    if len(table) < 2 or axis == len(table) - 1:
+        flow.set(node.outputs[0], flow.atoms.fresh(1).reshape((1,) * rank))
+        return
+    flow.set(node.outputs[0], flow.make(node, 0, len(table) - 1).reshape((1,) * (rank - 1) + (-1,)))
+
+
+def _cut_gather(cut: Cut, node: ir.Node) -> None:
+    rank = len(cut.flow.shape(node.outputs[0]))
+    if (keep := cut.keeps(node.outputs[0]).get(rank - 1)) is not None:
+        cut.constant(node, 0, {len(cut.flow.shape(node.inputs[0])) - 1: keep})
+
+
+EMBEDDING = Rule(_label_gather, _cut_gather)
+RULES = {"Gemm": Rule(_label, _cut, _value), "MatMul": Rule(_label, _cut, _value)}

@@ -1,0 +1,26 @@
+"""The table of rules: every operator that is understood, by its type in the standard domain."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxslim_core.graph import STANDARD
+from onnxslim_core.ops import conv, join, keep, mix, move, product, sizes
+from onnxslim_core.ops.flow import Rule
+
+__all__ = ["RULES", "rule_of"]
+
+RULES: dict[str, Rule] = {
+    **conv.RULES,
+    **product.RULES,
+    **join.RULES,
+    **keep.RULES,
+    **mix.RULES,
+    **move.RULES,
+    **sizes.RULES,
+}
+
+
+def rule_of(node: ir.Node) -> Rule | None:
+    """The rule of a node; None for an operator that is not understood."""
+    return RULES.get(node.op_type) if node.domain in STANDARD else None
