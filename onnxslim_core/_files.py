@@ -184,30 +184,31 @@ _INITIALIZER = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
 _RAW_DATA = onnx.TensorProto.DESCRIPTOR.fields_by_name["raw_data"].number
 
 
-def _pieces(model: ir.Model, put: _carry.Put, keep: Callable[[ir.TensorProtocol], bool]) -> list[bytes | memoryview]:
-    """The bytes of a model file, weights as views: a message is the concatenation of its fields.
+def _pieces(model: ir.Model, put: _carry.Put | None) -> list[bytes | memoryview]:
+    """The bytes of a model file in order, weights as views: a message is the concatenation of its fields.
 
     Args:
         model: The model.
-        put: How a tensor is written that is not streamed.
-        keep: True for a tensor of the main graph that goes into the file as it is in memory.
+        put: How an initializer is written; None puts its data into the file as it is in memory.
     """
-    streamed = [v for v in model.graph.initializers.values() if v.const_value is not None and keep(v.const_value)]
-    proto = _carry.write(model, put, skip={id(v.const_value) for v in streamed})
+    dense = [v for v in model.graph.initializers.values() if not isinstance(v.const_value, _carry.SparseTensor)]
+    proto = _carry.write(model, put or _carry.embed, skip={id(v.const_value) for v in dense})
     graph = proto.graph.SerializeToString(deterministic=True)
     proto.ClearField("graph")
     fields: list[bytes | memoryview] = []
-    for value in streamed:
-        tensor = value.const_value
+    for value in dense:
+        tensor, head, data = value.const_value, onnx.TensorProto(), memoryview(b"")
         assert tensor is not None
-        head = onnx.TensorProto()
-        _carry.header(tensor, str(value.name), head)
-        start, data = head.SerializeToString(deterministic=True), _carry.buffer_of(tensor)
-        start += _tag(_RAW_DATA) + _varint(len(data))
+        if put is not None or tensor.dtype == ir.DataType.STRING:
+            (put or _carry.embed)(tensor, str(value.name), head)
+            start = head.SerializeToString(deterministic=True)
+        else:
+            _carry.header(tensor, str(value.name), head)
+            data = _carry.buffer_of(tensor)
+            start = head.SerializeToString(deterministic=True) + _tag(_RAW_DATA) + _varint(len(data))
         fields += [_tag(_INITIALIZER) + _varint(len(start) + len(data)) + start, data]
     rest = proto.SerializeToString(deterministic=True)
-    size = len(graph) + sum(map(len, fields))
-    pieces = [rest, _tag(_GRAPH) + _varint(size), graph, *fields]
+    pieces = [rest, _tag(_GRAPH) + _varint(len(graph) + sum(map(len, fields))), graph, *fields]
     if sum(map(len, pieces)) > _PROTO_LIMIT:
         raise ModelError("the model needs more than 2 GB in one file", "save it with external data")
     return pieces
@@ -224,10 +225,10 @@ def inline_bytes(model: ir.Model) -> bytes:
     Raises:
         ModelError: if that is more than 2 GB.
     """
-    return b"".join(_pieces(model, _carry.embed, _streams))
+    return b"".join(_pieces(model, None))
 
 
-def _streams(tensor: ir.TensorProtocol) -> bool:
+def _goes_outside(tensor: ir.TensorProtocol) -> bool:
     return (
         tensor.nbytes >= _EXTERNAL_FROM
         and tensor.dtype != ir.DataType.STRING
@@ -239,15 +240,14 @@ def write_files(model: ir.Model, path: Path, *, external: bool) -> None:
     """Write a model file, and `NAME.data` beside it where `external`; nothing of this is atomic."""
     if not external:
         with path.open("xb") as file:
-            for piece in _pieces(model, _carry.embed, _streams):
-                file.write(piece)
+            file.writelines(_pieces(model, None))
         return
     location = path.name + ".data"
     with path.with_name(location).open("xb") as data:
         places: dict[int, tuple[int, int, ir.TensorProtocol]] = {}
 
         def put(tensor: ir.TensorProtocol, name: str, proto: onnx.TensorProto) -> None:
-            if not _streams(tensor):
+            if not _goes_outside(tensor):
                 _carry.embed(tensor, name, proto)
                 return
             _carry.header(tensor, name, proto)
@@ -262,10 +262,9 @@ def write_files(model: ir.Model, path: Path, *, external: bool) -> None:
             for key, value in (("location", location), ("offset", offset), ("length", length)):
                 proto.external_data.add(key=key, value=str(value))
 
-        pieces = _pieces(model, put, lambda tensor: False)
+        pieces = _pieces(model, put)
     with path.open("xb") as file:
-        for piece in pieces:
-            file.write(piece)
+        file.writelines(pieces)
 
 
 def replace_files(
