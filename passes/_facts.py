@@ -1,0 +1,450 @@
+"""What is certain about the values of a graph: types, sizes, and what is known of integer vectors made from sizes.
+
+Only facts count: the declared types and static sizes of graph inputs (onnxruntime refuses anything else), weights,
+and what follows from them by the specification. Declared shapes inside the graph (value_info) may be stale and are not
+read. A size that is not known gets a *token*, a string that stands for one unknown number; two sizes with the same
+token are equal whatever is fed. Names of symbolic dims are no tokens: a caller may feed different sizes to two inputs
+that declare the same name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import defs, shape_inference
+
+from onnxslim_core.graph import array_of, attribute, bodies, is_op
+
+__all__ = ["Dim", "Facts", "Vector", "learn_all"]
+
+Dim = int | str
+"""A size: known, or a token."""
+
+Vector = tuple[Dim | None, ...]
+"""What is known of the elements of an integer scalar or vector; None: nothing."""
+
+_KEPT = 4096
+"""Elements up to which integer constants are looked into."""
+
+_POOLS = ("MaxPool", "AveragePool", "LpPool")
+
+
+class Facts:
+    """Types, sizes and partially known integers, learned node by node in order.
+
+    Args:
+        model: Whose graph inputs, weights and opsets are read.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.types: dict[ir.Value, onnx.TypeProto] = {}
+        self._vectors: dict[ir.Value, Vector] = {}
+        self._arrays: dict[ir.Value, np.ndarray] = {}
+        self._tokens = 0
+        self._ir_version = model.ir_version
+        imports = dict(model.graph.opset_imports)
+        self._opset = imports.get("", imports.get("ai.onnx", 1))
+        self._imports = [onnx.OperatorSetIdProto(domain=d, version=v) for d, v in imports.items()]
+        self._schemas: dict[tuple[str, str], defs.OpSchema | None] = {}
+        self.enter(model.graph, trusted=True)
+
+    # Reading
+
+    def array(self, value: ir.Value | None) -> np.ndarray | None:
+        """The value as a constant: a weight, a Constant, or what was computed from them."""
+        if value is None:
+            return None
+        found = self._arrays.get(value)
+        return array_of(value) if found is None else found
+
+    def elem_type(self, value: ir.Value | None) -> int | None:
+        """The number of the element type in `TensorProto.DataType`, or None where it is not known or no tensor."""
+        kind = self._type(value)
+        if kind is None or not kind.HasField("tensor_type"):
+            return None
+        return kind.tensor_type.elem_type or None
+
+    def dims(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
+        """The sizes of a tensor, or None where not even the rank is known."""
+        kind = self._type(value)
+        if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+            return None
+        return tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.tensor_type.shape.dim)
+
+    def vector(self, value: ir.Value | None) -> Vector | None:
+        """What is known of the elements of an integer scalar or vector."""
+        if value is None:
+            return None
+        found = self._vectors.get(value)
+        if found is not None:
+            return found
+        array = self.array(value)
+        if array is None or array.dtype.kind not in "iu" or array.ndim > 1 or array.size > _KEPT:
+            return None
+        return tuple(int(v) for v in array.reshape(-1))
+
+    def same_shape(self, a: ir.Value | None, b: ir.Value | None) -> bool:
+        """True where both tensors are certain to have the same sizes."""
+        sizes = self.dims(a)
+        return sizes is not None and sizes == self.dims(b)
+
+    # Learning
+
+    def enter(self, graph: ir.Graph, *, trusted: bool = False) -> None:
+        """Learn the inputs of a graph or body; the declared sizes of a body's inputs are not trusted."""
+        for value in graph.inputs:
+            if value.type is None or not isinstance(value.type, ir.TensorType):
+                continue
+            sizes = value.shape if trusted else None
+            self.types[value] = self._tensor_type(value.dtype, sizes)
+
+    def set_array(self, value: ir.Value, array: np.ndarray, elem_type: int) -> None:
+        """Note that a value is constant."""
+        self._arrays[value] = array
+        kind = onnx.TypeProto()
+        kind.tensor_type.elem_type = elem_type
+        kind.tensor_type.shape.SetInParent()
+        for size in array.shape:
+            kind.tensor_type.shape.dim.add().dim_value = size
+        self.types[value] = kind
+
+    def learn(self, node: ir.Node) -> None:
+        """Learn the outputs of a node whose inputs are learned; what cannot be inferred stays unknown."""
+        if any(True for _ in bodies(node)):
+            self._learn_control(node)
+        elif not is_op(node, "Constant"):
+            self._infer(node)
+            if node.op_type in ("Reshape", "Expand", "ConstantOfShape"):
+                self._refine(node)
+            vector = self._vector_of(node)
+            if vector is not None:
+                self._vectors[node.outputs[0]] = vector
+        for value in node.outputs:
+            if value not in self.types and value.name:
+                self._fall_back(value, node)
+
+    def _type(self, value: ir.Value | None) -> onnx.TypeProto | None:
+        if value is None:
+            return None
+        found = self.types.get(value)
+        if found is not None:
+            return found
+        tensor = value.const_value if value.producer() is None else None
+        if value.producer() is not None and is_op(value.producer(), "Constant"):
+            tensor = ir.convenience.get_const_tensor(value)
+        if tensor is None or (value.producer() is None and not value.is_initializer()):
+            return None
+        self.types[value] = self._tensor_type(tensor.dtype, tensor.shape)
+        return self.types[value]
+
+    def token(self) -> str:
+        """A new token."""
+        self._tokens += 1
+        return f"~{self._tokens}"
+
+    def _tensor_type(self, dtype: ir.DataType | None, shape: object) -> onnx.TypeProto:
+        kind = onnx.TypeProto()
+        kind.tensor_type.elem_type = 0 if dtype is None else int(dtype)
+        if isinstance(shape, ir.Shape):
+            kind.tensor_type.shape.SetInParent()
+            for dim in shape:
+                if isinstance(dim, int) and dim >= 0:
+                    kind.tensor_type.shape.dim.add().dim_value = dim
+                else:
+                    kind.tensor_type.shape.dim.add().dim_param = self.token()
+        return kind
+
+    def _fall_back(self, value: ir.Value, node: ir.Node) -> None:
+        """Of a foreign operator the declared element type is known: onnxruntime checks it when it loads the model."""
+        if self._schema(node) is None and isinstance(value.type, ir.TensorType):
+            self.types[value] = self._tensor_type(value.dtype, None)
+
+    def _schema(self, node: ir.Node) -> defs.OpSchema | None:
+        key = (node.domain, node.op_type)
+        if key not in self._schemas:
+            found = None
+            domain = "" if node.domain == "ai.onnx" else node.domain
+            version = next((i.version for i in self._imports if i.domain == node.domain), self._opset)
+            if not node.overload and defs.has(node.op_type, domain=domain):
+                try:
+                    found = defs.get_schema(node.op_type, version, domain)
+                except defs.SchemaError:
+                    found = None
+            self._schemas[key] = found
+        return self._schemas[key]
+
+    def _infer(self, node: ir.Node) -> None:
+        schema = self._schema(node)
+        if schema is None:
+            return
+        proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
+        types: dict[str, onnx.TypeProto] = {}
+        data: dict[str, onnx.TensorProto] = {}
+        for index, value in enumerate(node.inputs):
+            proto.input.append("" if value is None else f"i{index}")
+            if value is None:
+                continue
+            kind = self._type(value)
+            if kind is None:
+                return
+            types[f"i{index}"] = kind
+            tensor = self._small(value)
+            if tensor is not None:
+                data[f"i{index}"] = tensor
+        proto.output.extend(f"o{index}" if value.name else "" for index, value in enumerate(node.outputs))
+        for attr in node.attributes.values():
+            if attr.is_ref():
+                return
+            proto.attribute.append(ir.serde.serialize_attribute(attr))
+        try:
+            found = shape_inference.infer_node_outputs(
+                schema, proto, types, data, opset_imports=self._imports, ir_version=self._ir_version
+            )
+        except (shape_inference.InferenceError, RuntimeError, KeyError, ValueError):
+            return  # a node that cannot be inferred is a node nothing is known of
+        for index, value in enumerate(node.outputs):
+            if (kind := found.get(f"o{index}")) is not None:
+                self.types[value] = self._named(node, kind)
+
+    def _named(self, node: ir.Node, kind: onnx.TypeProto) -> onnx.TypeProto:
+        """Give tokens to the sizes that inference left open, and open those that it may have got wrong."""
+        if not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+            return kind
+        doubtful = is_op(node, *_POOLS) and bool(attribute(node, "ceil_mode", 0))
+        for axis, dim in enumerate(kind.tensor_type.shape.dim):
+            known = dim.HasField("dim_value") and dim.dim_value >= 0
+            if known and doubtful and axis >= 2 and not self._full_window(node, axis - 2, dim.dim_value):
+                known = False
+                dim.Clear()
+            if not known and not dim.dim_param.startswith("~"):
+                dim.Clear()
+                dim.dim_param = self.token()
+        return kind
+
+    def _refine(self, node: ir.Node) -> None:
+        """Sizes of a result whose target shape is known in part."""
+        place = 0 if is_op(node, "ConstantOfShape") else 1
+        if not is_op(node, node.op_type) or len(node.inputs) <= place or not node.outputs[0].name:
+            return
+        target, dtype = self.vector(node.inputs[place]), self.elem_type(node.outputs[0])
+        if target is None or dtype is None or all(isinstance(t, int) for t in target):
+            return
+        source = () if place == 0 else self.dims(node.inputs[0])
+        if source is None:
+            return
+        sizes: list[Dim | None] = list(target)
+        if is_op(node, "Reshape"):
+            copies = not attribute(node, "allowzero", 0)
+            for axis, size in enumerate(sizes):
+                if size == 0 and copies:
+                    sizes[axis] = source[axis] if axis < len(source) else None
+        if is_op(node, "Expand"):
+            sizes = _broadcast(source, target)
+        kind = onnx.TypeProto()
+        kind.tensor_type.elem_type = dtype
+        for size in sizes:
+            dim = kind.tensor_type.shape.dim.add()
+            if isinstance(size, int) and size >= 0:
+                dim.dim_value = size
+            else:
+                dim.dim_param = size if isinstance(size, str) else self.token()
+        self.types[node.outputs[0]] = kind
+
+    def _full_window(self, node: ir.Node, axis: int, count: int) -> bool:
+        """False where the last window of a pool may begin in the padding: runtimes differ in whether it counts."""
+        sizes = self.dims(node.inputs[0])
+        size = sizes[axis + 2] if sizes is not None else None
+        pads = attribute(node, "pads", None)
+        strides = attribute(node, "strides", None)
+        if not isinstance(size, int) or attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", b"NOTSET"):
+            return False
+        before = pads[axis] if pads else 0
+        return bool((count - 1) * (strides[axis] if strides else 1) < size + before)
+
+    def _small(self, value: ir.Value) -> onnx.TensorProto | None:
+        """A small constant for the inference of one node."""
+        if value not in self._arrays and value.producer() is None and value.const_value is None:
+            return None
+        if value.const_value is not None and value.const_value.size > _KEPT:
+            return None
+        array = self.array(value)
+        if array is None or array.size > _KEPT or array.dtype.kind not in "iufb":
+            return None
+        return onnx.numpy_helper.from_array(array)
+
+    def _learn_control(self, node: ir.Node) -> None:
+        """Outputs of If, Loop and Scan: element types, and of an If what both branches agree on."""
+        if is_op(node, "If"):
+            branches = [body.outputs for body in bodies(node)]
+            for index, value in enumerate(node.outputs):
+                kinds = [self._type(outputs[index]) for outputs in branches]
+                self._agree(value, kinds)
+            return
+        for body in bodies(node):
+            skipped = 1 if is_op(node, "Loop") else 0
+            for value, inner in zip(node.outputs, body.outputs[skipped:], strict=False):
+                dtype = self.elem_type(inner)
+                if dtype is not None:
+                    self.types[value] = self._tensor_type(ir.DataType(dtype), None)
+
+    def _agree(self, value: ir.Value, kinds: Sequence[onnx.TypeProto | None]) -> None:
+        first = kinds[0]
+        if first is None or not first.HasField("tensor_type"):
+            return
+        for other in kinds[1:]:
+            if other is None or other.tensor_type.elem_type != first.tensor_type.elem_type:
+                return
+        same = all(kind == first for kind in kinds)
+        self.types[value] = first if same else self._tensor_type(ir.DataType(first.tensor_type.elem_type), None)
+
+    # Integers made from sizes
+
+    def _vector_of(self, node: ir.Node) -> Vector | None:
+        """What is known of the output of a node that computes with sizes."""
+        if node.op_type not in _VECTORS or not is_op(node, node.op_type) or len(node.outputs) != 1:
+            return None
+        sizes = self.dims(node.outputs[0])
+        if sizes is None or len(sizes) > 1 or self.elem_type(node.outputs[0]) not in (6, 7):
+            return None
+        vector = _VECTORS[node.op_type](self, node)
+        if vector is None or (sizes and sizes[0] != len(vector)) or (not sizes and len(vector) != 1):
+            return None
+        return vector if any(v is not None for v in vector) else None
+
+
+def learn_all(model: ir.Model) -> Facts:
+    """The facts of a whole sorted model, bodies included."""
+    facts = Facts(model)
+    _learn_graph(facts, model.graph)
+    return facts
+
+
+def _learn_graph(facts: Facts, graph: ir.Graph) -> None:
+    for node in graph:
+        for body in bodies(node):
+            facts.enter(body)
+            _learn_graph(facts, body)
+        facts.learn(node)
+
+
+def _broadcast(source: Sequence[Dim], target: Vector) -> list[Dim | None]:
+    """Sizes of Expand: aligned at the end, 1 gives way."""
+    rank = max(len(source), len(target))
+    left = (1,) * (rank - len(source)) + tuple(source)
+    right = (1,) * (rank - len(target)) + tuple(target)
+    found: list[Dim | None] = []
+    for a, b in zip(left, right, strict=True):
+        fixed = next((v for v in (a, b) if isinstance(v, int) and v != 1), None)
+        found.append(b if a == 1 or a == b else a if b == 1 else fixed)
+    return found
+
+
+def _shape(facts: Facts, node: ir.Node) -> Vector | None:
+    sizes = facts.dims(node.inputs[0])
+    if sizes is None:
+        return None
+    return sizes[slice(attribute(node, "start", 0), attribute(node, "end", None))]
+
+
+def _size(facts: Facts, node: ir.Node) -> Vector | None:
+    sizes = facts.dims(node.inputs[0])
+    if sizes is None or not all(isinstance(s, int) for s in sizes):
+        return None
+    return (math.prod(s for s in sizes if isinstance(s, int)),)
+
+
+def _same(facts: Facts, node: ir.Node) -> Vector | None:
+    """Elements in the same order: Identity, Cast between integers, Squeeze, Unsqueeze, Reshape."""
+    if is_op(node, "Cast") and attribute(node, "to") == onnx.TensorProto.INT32:
+        vector = facts.vector(node.inputs[0])
+        return (
+            None if vector is None else tuple(v if not isinstance(v, int) or abs(v) < 2**31 else None for v in vector)
+        )
+    return facts.vector(node.inputs[0])
+
+
+def _gather(facts: Facts, node: ir.Node) -> Vector | None:
+    vector, indices = facts.vector(node.inputs[0]), facts.array(node.inputs[1])
+    if vector is None or indices is None or attribute(node, "axis", 0) not in (0, -1):
+        return None
+    if indices.size and (indices.min() < -len(vector) or indices.max() >= len(vector)):
+        return None
+    return tuple(vector[int(i)] for i in indices.reshape(-1))
+
+
+def _slice(facts: Facts, node: ir.Node) -> Vector | None:
+    vector = facts.vector(node.inputs[0])
+    if vector is None:
+        return None
+    if len(node.inputs) < 3:  # before opset 10 the bounds are attributes
+        starts, ends = attribute(node, "starts", ()), attribute(node, "ends", ())
+        return vector[starts[0] : ends[0]] if len(starts) == len(ends) == 1 else None
+    parts = [facts.array(v) for v in node.inputs[1:]]
+    if any(v is not None and p is None for v, p in zip(node.inputs[1:], parts, strict=True)):
+        return None
+    start, end = (int(p.reshape(-1)[0]) if p is not None and p.size == 1 else None for p in parts[:2])
+    step = int(parts[3].reshape(-1)[0]) if len(parts) > 3 and parts[3] is not None else 1
+    if start is None or end is None or step <= 0:
+        return None
+    return vector[slice(start, end, step)]
+
+
+def _concat(facts: Facts, node: ir.Node) -> Vector | None:
+    found: list[Dim | None] = []
+    for value in node.inputs:
+        vector, sizes = facts.vector(value), facts.dims(value)
+        if vector is not None:
+            found.extend(vector)
+            continue
+        if sizes is None or len(sizes) != 1 or not isinstance(sizes[0], int) or sizes[0] > _KEPT:
+            return None
+        found.extend([None] * sizes[0])
+    return tuple(found)
+
+
+def _arithmetic(facts: Facts, node: ir.Node) -> Vector | None:
+    a, b = facts.vector(node.inputs[0]), facts.vector(node.inputs[1])
+    if a is None or b is None or not (len(a) == len(b) or len(a) == 1 or len(b) == 1):
+        return None
+    length = max(len(a), len(b)) if min(len(a), len(b)) else 0
+    wide = facts.elem_type(node.outputs[0]) == onnx.TensorProto.INT64
+    left, right = (v * length if len(v) == 1 else v for v in (a, b))
+    return tuple(_compute(node.op_type, x, y, wide) for x, y in zip(left, right, strict=True))
+
+
+def _compute(op_type: str, x: Dim | None, y: Dim | None, wide: bool) -> Dim | None:
+    """One element; what could overflow is left to the runtime."""
+    if isinstance(x, int) and isinstance(y, int):
+        if op_type == "Div" and y == 0:
+            return None
+        found = x + y if op_type == "Add" else x - y if op_type == "Sub" else x * y
+        if op_type == "Div":  # of integers: cuts towards zero
+            found = abs(x) // abs(y) if (x < 0) == (y < 0) else -(abs(x) // abs(y))
+        return found if abs(found) < (2**62 if wide else 2**31) else None
+    if isinstance(x, str) and y == (0 if op_type in ("Add", "Sub") else 1):
+        return x
+    if isinstance(y, str) and op_type in ("Add", "Mul") and x == (0 if op_type == "Add" else 1):
+        return y
+    return None
+
+
+_VECTORS: dict[str, Callable[[Facts, ir.Node], Vector | None]] = {
+    "Shape": _shape,
+    "Size": _size,
+    "Identity": _same,
+    "Cast": _same,
+    "Squeeze": _same,
+    "Unsqueeze": _same,
+    "Reshape": _same,
+    "Gather": _gather,
+    "Slice": _slice,
+    "Concat": _concat,
+    "Add": _arithmetic,
+    "Sub": _arithmetic,
+    "Mul": _arithmetic,
+    "Div": _arithmetic,
+}

@@ -1,0 +1,200 @@
+"""Say the same with less: what does nothing goes, what is there twice is kept once.
+
+Nodes are sorted and named, functions written out in place, and then, until nothing changes: Identity, Dropout in
+inference mode, and Cast, Transpose, Reshape, Flatten, Expand, Slice, Tile, Pad and Concat that change nothing are taken
+out; CastLike to a known type becomes Cast; a known element of a split sequence becomes Slice or Gather; an If whose
+condition is constant gives way to its branch; equal weights and equal nodes are merged (random ones never are); nodes,
+optional outputs, weights, functions and opset imports that nobody uses go.
+
+    y = Identity(x)                  ->  x
+    y = Dropout(x), inference        ->  x
+    f(x) + f(x)                      ->  t + t,  t = f(x)
+
+Exact: every bit of every answer stays. Sizes and types are proven from the inputs' declarations and the weights, never
+from declared shapes in between. Names, order, types and shapes of inputs and outputs stay, and so do metadata and doc
+strings of what stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import onnx_ir as ir
+from onnx import defs
+
+from onnxslim_core.errors import InternalError, InvalidModel
+from onnxslim_core.graph import STANDARD, Names, all_nodes, attribute, bodies, is_op, label_of, opset_of, remove
+from onnxslim_core.rewrite import Change, Context, Kind
+
+from ._control import unique_names
+from ._facts import Facts, learn_all
+from ._functions import inline_functions, same_opsets
+from ._merge import deterministic, merge_nodes, merge_weights
+from ._tidy import NEEDS_FACTS, Tidy, idle_nodes, inference_mode
+
+__all__ = ["Normalize"]
+
+_ROUNDS = 100
+"""Each round undoes at least one level of nesting; nobody nests deeper."""
+
+_SHOWN = 8
+"""Names of a group of equal changes that go on record."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normalize:
+    """Bring a graph into one plain form, without changing a bit of its answers."""
+
+    name: ClassVar[str] = "normalize"
+    kind: ClassVar[Kind] = Kind.BITWISE
+    guards: ClassVar[tuple[Callable[[Any, Any], str | None], ...]] = (deterministic, inference_mode, same_opsets)
+
+    def run(self, model: ir.Model, context: Context) -> list[Change]:
+        """Change the model in place.
+
+        Raises:
+            InvalidModel: if its nodes depend on each other in a circle.
+        """
+        done: dict[str, list[str]] = {}
+        refused: dict[tuple[str, str], list[str]] = {}
+        saved = 0
+        on_functions = tuple(g for g in self.guards if g is same_opsets)
+        _note(done, "inlined", "function", inline_functions(model, on_functions, refused))
+        _note(done, "sorted", "graph", _sort(model))
+        names = Names(model)
+        if count := unique_names(model, names):
+            done[f"named {count} values and nodes"] = ["graph"]
+        for _ in range(_ROUNDS):
+            tidy, merged, bytes_saved = self._round(model, names)
+            saved += bytes_saved
+            refused |= tidy.refused
+            for action, places in (tidy.done | merged).items():
+                done.setdefault(action, []).extend(places)
+            if not any((tidy.done | merged).values()):
+                break
+        else:
+            raise InternalError("does not come to an end", self.name)
+        _note(done, "removed unused", "opset import", _drop_imports(model))
+        return _records(self.name, done, refused, saved)
+
+    def _round(self, model: ir.Model, names: Names) -> tuple[Tidy, dict[str, list[str]], int]:
+        """One round: the rules, what was done by merging and removing, and the bytes of the weights that went."""
+        opset = opset_of(model)
+        needed = any(node.op_type in NEEDS_FACTS for node in all_nodes(model.graph))
+        tidy = Tidy(names, learn_all(model) if needed else Facts(model), opset, self.guards)
+        tidy.run(model.graph)
+        merged: dict[str, list[str]] = {}
+        _note(merged, "merged equal", "weight", (found := merge_weights(model.graph))[0])
+        nodes = merge_nodes(model.graph, names, lambda node: tidy.refuses(node, deterministic))
+        _note(merged, "merged equal", "node", nodes)
+        idle: list[str] = []
+        saved = found[1] + _sweep(model.graph, opset, idle)
+        _note(merged, "removed unused", "node or weight", idle)
+        return tidy, merged, saved
+
+
+def _note(done: dict[str, list[str]], verb: str, noun: str, places: list[str]) -> None:
+    if places:
+        done.setdefault(f"{verb} {noun}", []).extend(places)
+
+
+def _records(
+    name: str, done: dict[str, list[str]], refused: dict[tuple[str, str], list[str]], saved: int
+) -> list[Change]:
+    """One record per kind of thing, with a count and the first names."""
+    changes = [
+        Change(name, tuple(places[:_SHOWN]), action, details={"count": len(places)}) for action, places in done.items()
+    ]
+    if saved:
+        changes.append(Change(name, (), "dropped weights", bytes_saved=saved))
+    for (guard, reason), places in refused.items():
+        unique = list(dict.fromkeys(places))
+        where, count = tuple(unique[:_SHOWN]), len(unique)
+        changes.append(Change(name, where, "left alone", reason=reason, guard=guard, details={"count": count}))
+    return changes
+
+
+def _sort(model: ir.Model) -> list[str]:
+    """Sort graphs whose nodes are out of order; returns their names."""
+    moved = []
+    graphs = [model.graph]
+    seen: set[ir.Node] = set()
+    while graphs:
+        graph = graphs.pop()
+        for node in graph:
+            inner = [n for body in bodies(node) for n in all_nodes(body)]
+            read = [v.producer() for n in (node, *inner) for v in n.inputs if v is not None]
+            own = {node, *inner}
+            if any(p is not None and p not in seen and p not in own and p.graph is graph for p in read):
+                moved.append(graph.name or "graph")
+                break
+            seen.add(node)
+        graphs.extend(body for node in graph for body in bodies(node))
+    if not moved:
+        return []
+    try:
+        model.graph.sort()
+    except ValueError as err:
+        raise InvalidModel("nodes depend on each other in a circle") from err
+    return moved
+
+
+def _sweep(graph: ir.Graph, opset: int, gone: list[str]) -> int:
+    """Remove what nobody reads: nodes, optional outputs, weights; returns the bytes of the weights."""
+    for node in idle_nodes(graph):
+        gone.append(label_of(node))
+        remove(node)
+    saved = 0
+    for node in graph:
+        for body in bodies(node):
+            saved += _sweep(body, opset, gone)
+        if _trim(node, opset):
+            gone.append(label_of(node))
+    for name, value in list(graph.initializers.items()):
+        if value.uses() or value.is_graph_input() or value.is_graph_output():
+            continue
+        graph.initializers.pop(name)
+        gone.append(name)
+        saved += value.const_value.nbytes if value.const_value is not None else 0
+    return saved
+
+
+def _trim(node: ir.Node, opset: int) -> bool:
+    """Let go of trailing absent inputs and of optional outputs that nobody reads; True where something changed."""
+    if not is_op(node, node.op_type) or node.overload:
+        return False
+    before = len(node.inputs), [v.name for v in node.outputs]
+    while node.inputs and node.inputs[-1] is None:
+        node.resize_inputs(len(node.inputs) - 1)
+    optional = _optional_outputs(node, opset)
+    for index, value in enumerate(node.outputs):
+        if index in optional and value.name and not value.uses() and not value.is_graph_output():
+            value.name = ""
+    while len(node.outputs) > 1 and not node.outputs[-1].name and not node.outputs[-1].uses():
+        node.resize_outputs(len(node.outputs) - 1)
+    return before != (len(node.inputs), [v.name for v in node.outputs])
+
+
+def _optional_outputs(node: ir.Node, opset: int) -> set[int]:
+    """Outputs that an operator may do without, and answers the same."""
+    if is_op(node, "BatchNormalization") and (opset < 14 or attribute(node, "training_mode", 0)):
+        return set()  # before opset 14 the number of outputs switches training on
+    try:
+        schema = defs.get_schema(node.op_type, opset, "")
+    except defs.SchemaError:
+        return set()
+    optional = defs.OpSchema.FormalParameterOption.Optional
+    return {index for index, output in enumerate(schema.outputs) if output.option == optional}
+
+
+def _drop_imports(model: ir.Model) -> list[str]:
+    """Imports of domains that no node and no function is of; the standard one always stays."""
+    used = {node.domain for node in all_nodes(model.graph)} | {f.domain for f in model.functions.values()}
+    used |= {domain for f in model.functions.values() for domain in f.opset_imports}
+    idle = [domain for domain in model.opset_imports if domain not in used and domain not in STANDARD]
+    for domain in idle:
+        del model.opset_imports[domain]
+    return idle
