@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from typing import Any
 
 import onnx
@@ -12,6 +11,7 @@ import pytest
 from onnxslim_core.passes import TABLE, pass_class
 
 from onnxslim_core.rewrite import Change, Context, Kind, Pass
+from onnxslim_core.verify import Interface, verify
 from tests import oracles, pages
 
 ALL = [case for page in pages.names_of_pages() for case in pages.cases(page)]
@@ -34,8 +34,10 @@ def _pass(case: pages.Case, without: str = "") -> Pass:
 
 def _run(case: pages.Case, model: onnx.ModelProto, without: str = "") -> tuple[onnx.ModelProto, list[Change]]:
     held = ir.from_proto(_copy(model))
+    interface = Interface.of(held)
     changes = _pass(case, without).run(held, Context())
-    verify(held)
+    assert not (problems := verify(held, interface)), problems
+    onnx.checker.check_model(ir.to_proto(held), full_check=True)
     return ir.to_proto(held), changes
 
 
@@ -43,14 +45,6 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     return copied
-
-
-def verify(model: ir.Model) -> None:
-    """Fail unless our verifier and the ONNX checker, with shape inference, are content."""
-    if importlib.util.find_spec("onnxslim_core.verify") is not None:
-        checks: Any = importlib.import_module("onnxslim_core.verify")
-        assert not (problems := list(checks.problems(model))), problems
-    onnx.checker.check_model(ir.to_proto(model), full_check=True)
 
 
 def _judge(case: pages.Case, after: onnx.ModelProto, without: str = "") -> None:
