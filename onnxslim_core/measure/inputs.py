@@ -26,7 +26,7 @@ from onnxslim_core.measure.session import open_session, run
 if TYPE_CHECKING:
     from onnxslim_core.model import Model
 
-__all__ = ["InputSpec", "input_specs", "parse_shape", "parse_value", "random_samples"]
+__all__ = ["InputSpec", "indexed_tables", "input_specs", "parse_shape", "parse_value", "random_samples"]
 
 _MAX_ELEMENTS = 2**27
 _SECONDS = 20.0
@@ -302,24 +302,29 @@ def _assignments(kinds: Mapping[str, str]) -> Iterator[dict[str, int]]:
 # --- contents
 
 
-def _rows_of_tables(model: ir.Model) -> dict[str, int]:
-    """For each input that (through casts and reshapes) indexes a table: the rows of the smallest such table."""
+def indexed_tables(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value, int]]:
+    """(input, table, axis): the initializers that an input, through casts and reshapes, picks rows of."""
     follow = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Slice", "Expand")
-    rows: dict[str, int] = {}
     for start in model.graph.inputs:
         pending, seen = [start], {start}
         while pending:
             value = pending.pop()
             for node, index in value.uses():
                 table = node.inputs[0] if node.inputs else None
-                if is_op(node, "Gather") and index == 1 and table is not None and table.shape is not None:
-                    axis = node.attributes.get_int("axis", 0)
-                    size = table.shape[axis] if len(table.shape) else None
-                    if isinstance(size, int) and size > 0 and table.producer() is None:
-                        rows[str(start.name)] = min(size, rows.get(str(start.name), size))
+                if is_op(node, "Gather") and index == 1 and table is not None and table.producer() is None:
+                    yield start, table, node.attributes.get_int("axis", 0)
                 elif index == 0 and is_op(node, *follow) and node.outputs[0] not in seen:
                     seen.add(node.outputs[0])
                     pending.append(node.outputs[0])
+
+
+def _rows_of_tables(model: ir.Model) -> dict[str, int]:
+    """For each input that indexes tables: the rows of the smallest."""
+    rows: dict[str, int] = {}
+    for start, table, axis in indexed_tables(model):
+        size = table.shape[axis] if table.shape is not None and len(table.shape) else None
+        if isinstance(size, int) and size > 0:
+            rows[str(start.name)] = min(size, rows.get(str(start.name), size))
     return rows
 
 
