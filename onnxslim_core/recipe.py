@@ -11,21 +11,19 @@ without loading `onnx_ir`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import enum
-import math
 import tomllib
-import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from onnxslim_core._budget import Budget, OutputBudget, load_budget, read_budget
+from onnxslim_core._options import Errors, fit, nearest, read_text, read_toml, shown, take, type_words
 from onnxslim_core.calibration.spec import LAYOUTS, DataInput, DataSpec
-from onnxslim_core.errors import BudgetError, RecipeError
+from onnxslim_core.errors import RecipeError
 
 if TYPE_CHECKING:
     from onnxslim_core.rewrite import Pass
@@ -41,115 +39,6 @@ __all__ = [
     "load_budget",
     "preset_names",
 ]
-
-
-class Errors:
-    """Collects mistakes, one line each, and raises them together."""
-
-    def __init__(self, origin: str) -> None:
-        self.origin = origin
-        self.lines: list[str] = []
-
-    def add(self, where: str, text: str) -> None:
-        """Note one mistake at a place of the file."""
-        self.lines.append(": ".join(part for part in (self.origin, where, " ".join(text.split())) if part))
-
-    def unknown(self, where: str, key: str, kind: str, known: Iterable[str], of: str = "") -> None:
-        """Note an unknown name, with the nearest one that exists."""
-        owner = f" of {of}" if of else ""
-        self.add(where, f"unknown {kind} '{key}'{owner}{_nearest(key, list(known))}")
-
-    def keys(self, where: str, table: Mapping[str, object], known: Sequence[str], kind: str = "key") -> None:
-        """Note every key of a table that is not known."""
-        for key in table:
-            if key not in known:
-                self.unknown(where, key, kind, known)
-
-    def check(self, kind: type[RecipeError]) -> None:
-        """Raise what was noted.
-
-        Raises:
-            RecipeError: (or the given kind) with all lines in `errors`.
-        """
-        if not self.lines:
-            return
-        if len(self.lines) == 1:
-            raise kind(self.lines[0], errors=self.lines)
-        raise kind(f"{self.origin}: {len(self.lines)} errors", "\n".join(self.lines), self.lines)
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    """The end of a message about an unknown word: the nearest known one, or all of them."""
-    close = difflib.get_close_matches(word, known, 1, 0.6)
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    return f"; known: {', '.join(known)}" if known else ""
-
-
-# ---------------------------------------------------------------------------------------------------- values
-
-
-def _number(value: object) -> float | None:
-    """A finite float, or None where the value is something else (TOML knows nan and inf; no limit may be one)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _fit(value: object, hint: Any) -> tuple[bool, Any]:
-    """Whether a TOML value is of a field's type, and the value as that type (list to tuple, text to Enum)."""
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        options = (_fit(value, option) for option in typing.get_args(hint))
-        return next((found for found in options if found[0]), (False, None))
-    if origin is Literal:
-        return any(value == choice and type(value) is type(choice) for choice in typing.get_args(hint)), value
-    if origin is tuple:
-        return _fit_tuple(value, typing.get_args(hint))
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        found = next((member for member in hint if value in (member.value, member)), None)
-        return found is not None, found
-    if hint is float:
-        number = _number(value)
-        return number is not None, number
-    if hint is int:
-        return _whole(value) is not None, value
-    if hint in (bool, str):
-        return isinstance(value, hint), value
-    return hint in (Any, object), value
-
-
-def _fit_tuple(value: object, args: tuple[Any, ...]) -> tuple[bool, Any]:
-    if not isinstance(value, list | tuple):
-        return False, None
-    each = [args[0]] * len(value) if args[1:] == (Ellipsis,) else list(args)
-    if len(each) != len(value):
-        return False, None
-    fits = [_fit(item, hint) for item, hint in zip(value, each, strict=True)]
-    return all(ok for ok, _ in fits), tuple(item for _, item in fits)
-
-
-def _type_words(hint: Any) -> str:
-    """What a message calls a type: 'a number', 'one of "l1", "l2"'."""
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type_words(option) for option in typing.get_args(hint) if option is not type(None))
-    if origin is Literal or (isinstance(hint, type) and issubclass(hint, enum.Enum)):
-        choices = typing.get_args(hint) if origin is Literal else [member.value for member in hint]
-        words = ", ".join(repr(choice) for choice in choices)
-        return words if len(choices) == 1 else f"one of {words}"
-    if origin is tuple:
-        return f"a list of {_type_words(typing.get_args(hint)[0])}"
-    plain = {float: "a number", int: "an integer", bool: "true or false", str: "text"}
-    return plain.get(hint, "something else")
-
-
-def _shown(value: object) -> str:
-    return f"'{value}'" if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 # ---------------------------------------------------------------------------------------------------- passes
@@ -195,7 +84,7 @@ def _read_step(raw: Mapping[str, Any], where: str, errors: Errors) -> Step | Non
     name = raw.get("name")
     known = [row.name for row in TABLE]
     if not isinstance(name, str):
-        errors.add(where, "a pass needs a name" if name is None else f"name is {_shown(name)}, not text")
+        errors.add(where, "a pass needs a name" if name is None else f"name is {shown(name)}, not text")
         return None
     if name not in known:
         errors.unknown(where, name, "pass", known)
@@ -209,11 +98,11 @@ def _read_step(raw: Mapping[str, Any], where: str, errors: Errors) -> Step | Non
         if key not in types_:
             errors.unknown(where, key, "option", types_, name)
             continue
-        fits, converted = _fit(value, types_[key])
+        fits, converted = fit(value, types_[key])
         if fits:
             options[key] = converted
         else:
-            errors.add(where, f"option '{key}' of {name} is {_shown(value)}, not {_type_words(types_[key])}")
+            errors.add(where, f"option '{key}' of {name} is {shown(value)}, not {type_words(types_[key])}")
     for line in _out_of_range(cls, options):
         errors.add(where, line if name in line else f"{name}: {line}")
     return Step(name, options)
@@ -247,221 +136,6 @@ def _complaint(cls: Callable[..., object], options: Mapping[str, Any]) -> str | 
     except (ValueError, TypeError, RecipeError) as err:
         return str(err)
     return None
-
-
-# ---------------------------------------------------------------------------------------------------- budgets
-
-
-@dataclass(frozen=True, slots=True)
-class OutputBudget:
-    """`[budget.output.NAME]`: limits for one output, and how its columns are judged apart.
-
-    Attributes:
-        axis: The axis that `parts` cuts; negative counts from the end.
-        parts: Part name to (first, end), end excluded.
-    """
-
-    min_cosine: float | None = None
-    min_centred_cosine: float | None = None
-    max_relative_l2: float | None = None
-    max_abs: float | None = None
-    min_top1_agreement: float | None = None
-    axis: int | None = None
-    parts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What a result may lose and must gain; None: no limit.
-
-    The limits on answers hold for the worst output, as the mean over the samples; ratios are candidate over
-    reference.
-
-    Attributes:
-        max_abs: In the units of the output.
-        min_metric: Of the user's metric on the candidate.
-        max_metric_drop: Reference minus candidate, in the metric's units.
-        max_latency_ratio: Median time over median time, interleaved.
-        max_size_ratio: Bytes of the files, external data included.
-        max_memory_ratio: Peak bytes of activations.
-        allowed_domains: Operator domains that may occur; '' is the standard one.
-        require_data: Seeded random inputs are not enough for a verdict.
-        allow_inconclusive: A timing that stays inconclusive is no failure.
-        output: Limits for single outputs.
-    """
-
-    min_cosine: float | None = None
-    min_centred_cosine: float | None = None
-    max_relative_l2: float | None = None
-    max_abs: float | None = None
-    min_top1_agreement: float | None = None
-    min_metric: float | None = None
-    max_metric_drop: float | None = None
-    max_latency_ratio: float | None = None
-    max_size_ratio: float | None = None
-    max_params_ratio: float | None = None
-    max_macs_ratio: float | None = None
-    max_memory_ratio: float | None = None
-    allowed_domains: tuple[str, ...] | None = None
-    max_opset: int | None = None
-    require_data: bool = False
-    allow_inconclusive: bool = False
-    output: Mapping[str, OutputBudget] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, table: Mapping[str, Any], origin: str = "budget") -> Budget:
-        """A budget from a table of keys.
-
-        Raises:
-            BudgetError: with every mistake.
-        """
-        errors = Errors(origin)
-        found = _read_budget(table, errors)
-        errors.check(BudgetError)
-        return found
-
-    @property
-    def judges_answers(self) -> bool:
-        """True where any limit needs the two models' answers."""
-        limits = [getattr(self, key) for key in (*_ANSWER_RANGES, "min_metric", "max_metric_drop")]
-        return any(limit is not None for limit in limits) or any(self.output.values())
-
-    @property
-    def parts(self) -> dict[str, tuple[int, dict[str, tuple[int, int]]]]:
-        """Output name to (axis, parts) for those outputs whose columns are judged apart."""
-        return {
-            name: (entry.axis if entry.axis is not None else -1, dict(entry.parts))
-            for name, entry in self.output.items()
-            if entry.parts
-        }
-
-
-_ANSWER_RANGES: dict[str, tuple[float, float]] = {
-    "min_cosine": (-1.0, 1.0),
-    "min_centred_cosine": (-1.0, 1.0),
-    "max_relative_l2": (0.0, math.inf),
-    "max_abs": (0.0, math.inf),
-    "min_top1_agreement": (0.0, 1.0),
-}
-_RATIO_KEYS = ("max_latency_ratio", "max_size_ratio", "max_params_ratio", "max_macs_ratio", "max_memory_ratio")
-_RANGES: dict[str, tuple[float, float]] = {
-    **_ANSWER_RANGES,
-    "min_metric": (-math.inf, math.inf),
-    "max_metric_drop": (-math.inf, math.inf),
-    **dict.fromkeys(_RATIO_KEYS, (0.0, math.inf)),
-}
-
-
-def _read_limits(
-    table: Mapping[str, Any], ranges: Mapping[str, tuple[float, float]], where: str, errors: Errors
-) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, (low, high) in ranges.items():
-        if key not in table:
-            continue
-        number = _number(table[key])
-        if number is None:
-            errors.add(where, f"'{key}' is {_shown(table[key])}, not a finite number")
-        elif not low <= number <= high or (key in _RATIO_KEYS and number == 0):
-            allowed = f"between {low:g} and {high:g}" if high < math.inf else f"above {low:g}"
-            errors.add(where, f"'{key}' is {number:g}, allowed is {allowed}")
-        else:
-            found[key] = number
-    return found
-
-
-def _read_budget(table: object, errors: Errors) -> Budget:
-    if not isinstance(table, Mapping):
-        errors.add("budget", "not a table")
-        return Budget()
-    errors.keys("budget", table, [f.name for f in dataclasses.fields(Budget)])
-    found = _read_limits(table, _RANGES, "budget", errors)
-    for key, hint in (("allowed_domains", tuple[str, ...]), ("max_opset", int)):
-        _take(table, key, hint, "budget", errors, found)
-    for key in ("require_data", "allow_inconclusive"):
-        _take(table, key, bool, "budget", errors, found)
-    if found.get("max_opset", 1) < 1:
-        errors.add("budget", f"'max_opset' is {found['max_opset']}, allowed is 1 and above")
-    outputs = table.get("output", {})
-    if not isinstance(outputs, Mapping):
-        errors.add("budget.output", "not a table; write [budget.output.NAME]")
-        outputs = {}
-    found["output"] = {name: _read_output_budget(name, entry, errors) for name, entry in outputs.items()}
-    return Budget(**found)
-
-
-def _take(
-    table: Mapping[str, Any], key: str, hint: Any, where: str, errors: Errors, found: dict[str, Any], to: str = ""
-) -> None:
-    """Copy a key of the right type into `found`, note one of a wrong type."""
-    if key not in table:
-        return
-    fits, value = _fit(table[key], hint)
-    if fits:
-        found[to or key] = value
-    else:
-        errors.add(where, f"'{key}' is {_shown(table[key])}, not {_type_words(hint)}")
-
-
-def _read_output_budget(name: str, table: object, errors: Errors) -> OutputBudget:
-    where = f"budget.output.{name}"
-    if not isinstance(table, Mapping):
-        errors.add(where, "not a table of limits")
-        return OutputBudget()
-    errors.keys(where, table, [f.name for f in dataclasses.fields(OutputBudget)])
-    found = _read_limits(table, _ANSWER_RANGES, where, errors)
-    _take(table, "axis", int, where, errors, found)
-    parts = table.get("parts", {})
-    found["parts"] = {}
-    if not isinstance(parts, Mapping):
-        errors.add(where, "'parts' is not a table such as {boxes = [0, 4]}")
-        parts = {}
-    for part, bounds in parts.items():
-        fits, pair = _fit(bounds, tuple[int, int])
-        if fits and 0 <= pair[0] < pair[1]:
-            found["parts"][part] = pair
-        else:
-            errors.add(where, f"part '{part}' is {_shown(bounds)}, not [first, end] with 0 <= first < end")
-    if "axis" in found and not parts:
-        errors.add(where, "'axis' has no meaning without 'parts'")
-    if parts and "axis" not in table:
-        errors.add(where, "'parts' needs 'axis', the axis that they cut")
-    return OutputBudget(**found)
-
-
-def load_budget(path: str | Path) -> Budget:
-    """Read a budget file: TOML with one `[budget]` table.
-
-    Raises:
-        BudgetError: where the file is missing, no TOML, empty, or wrong in any key.
-    """
-    path = Path(path)
-    raw = _read_toml(_read_text(path, BudgetError), path.name, BudgetError)
-    errors = Errors(path.name)
-    errors.keys("", raw, ["budget"], "table")
-    if "budget" not in raw:
-        errors.add("", "a budget file holds one table, [budget]")
-    elif not raw["budget"]:
-        errors.add("budget", "empty: nothing would be judged")
-    budget = _read_budget(raw.get("budget", {}), errors)
-    errors.check(BudgetError)
-    return budget
-
-
-def _read_text(path: Path, kind: type[RecipeError]) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as err:
-        raise kind(f"no such file: '{path}'") from err
-    except (OSError, UnicodeDecodeError) as err:
-        raise kind(f"cannot read '{path}': {err}") from err
-
-
-def _read_toml(text: str, origin: str, kind: type[RecipeError]) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as err:
-        raise kind(f"{origin}: not TOML: {err}") from err
 
 
 # ---------------------------------------------------------------------------------------------------- recipes
@@ -501,7 +175,7 @@ class Recipe:
             RecipeError: where the file is missing, no TOML, or wrong in any key; all mistakes at once.
         """
         path = Path(path)
-        return cls.parse(_read_text(path, RecipeError), path.name, folder=path.resolve().parent)
+        return cls.parse(read_text(path, RecipeError), path.name, folder=path.resolve().parent)
 
     @classmethod
     def parse(cls, text: str, origin: str = "recipe.toml", *, folder: Path | None = None) -> Recipe:
@@ -515,21 +189,21 @@ class Recipe:
         Raises:
             RecipeError: all mistakes at once.
         """
-        raw = _read_toml(text, origin, RecipeError)
+        raw = read_toml(text, origin, RecipeError)
         errors = Errors(origin)
         errors.keys("", raw, ("version", "seed", "requires", "data", "inputs", "pass", "budget"))
         found: dict[str, Any] = {"name": origin}
         if raw.get("version", 1) != 1 or isinstance(raw.get("version"), bool):
-            errors.add("", f"version is {_shown(raw['version'])}, this program reads version 1")
-        _take(raw, "seed", int, "", errors, found)
+            errors.add("", f"version is {shown(raw['version'])}, this program reads version 1")
+        take(raw, "seed", int, "", errors, found)
         if found.get("seed", 0) < 0:
             errors.add("", f"'seed' is {found['seed']}, allowed is 0 and above")
-        _take(raw, "requires", Literal["any", "exact"], "", errors, found)
+        take(raw, "requires", Literal["any", "exact"], "", errors, found)
         found["steps"] = _read_steps(raw, found.get("requires", "any"), errors)
         found["data"] = dataclasses.replace(_read_data(raw.get("data", {}), errors), folder=folder)
         found["inputs"] = _read_inputs(raw.get("inputs", {}), errors)
         if "budget" in raw:
-            found["budget"] = _read_budget(raw["budget"], errors)
+            found["budget"] = read_budget(raw["budget"], errors)
         errors.check(RecipeError)
         return cls(**found)
 
@@ -542,7 +216,7 @@ class Recipe:
         """
         known = preset_names()
         if name not in known:
-            raise RecipeError(f"unknown preset '{name}'{_nearest(name, known)}")
+            raise RecipeError(f"unknown preset '{name}'{nearest(name, known)}")
         text = resources.files("onnxslim_core").joinpath("presets", f"{name}.toml").read_text("utf-8")
         return dataclasses.replace(cls.parse(text, f"{name}.toml"), name=f"preset {name}")
 
@@ -569,7 +243,7 @@ class Recipe:
             if not (separator and dot and option):
                 errors.add("", f"'{setting}' is not of the form pass.option=value")
             elif name not in names:
-                errors.add("", f"no pass '{name}' in {self.name}{_nearest(name, sorted(set(names)))}")
+                errors.add("", f"no pass '{name}' in {self.name}{nearest(name, sorted(set(names)))}")
             else:
                 changed = True
                 for raw in raws:
@@ -615,9 +289,9 @@ def _read_data(table: object, errors: Errors) -> DataSpec:
         return DataSpec()
     errors.keys("data", table, ("source", "samples", "labels", "inputs"))
     found: dict[str, Any] = {}
-    _take(table, "source", str, "data", errors, found)
-    _take(table, "labels", str, "data", errors, found)
-    _take(table, "samples", int, "data", errors, found)
+    take(table, "source", str, "data", errors, found)
+    take(table, "labels", str, "data", errors, found)
+    take(table, "samples", int, "data", errors, found)
     if found.get("samples", 1) < 1:
         errors.add("data", f"'samples' is {found['samples']}, allowed is 1 and above")
     inputs = table.get("inputs", {})
@@ -635,11 +309,11 @@ def _read_data_input(name: str, table: object, errors: Errors) -> DataInput:
         return DataInput()
     errors.keys(where, table, ("from", "layout", "scale", "mean", "std"))
     found: dict[str, Any] = {}
-    _take(table, "from", str, where, errors, found, "array")
-    _take(table, "layout", str, where, errors, found)
-    _take(table, "scale", float, where, errors, found)
+    take(table, "from", str, where, errors, found, "array")
+    take(table, "layout", str, where, errors, found)
+    take(table, "scale", float, where, errors, found)
     for key in ("mean", "std"):
-        _take(table, key, tuple[float, ...], where, errors, found)
+        take(table, key, tuple[float, ...], where, errors, found)
     layout = found.get("layout")
     if layout is not None and layout not in LAYOUTS:
         errors.unknown(where, layout, "layout", LAYOUTS)
@@ -663,7 +337,7 @@ def _read_inputs(table: object, errors: Errors) -> dict[str, InputSpec]:
             continue
         errors.keys(where, entry, ("shape", "value"))
         found: dict[str, Any] = {}
-        _take(entry, "shape", tuple[int, ...], where, errors, found)
+        take(entry, "shape", tuple[int, ...], where, errors, found)
         if "value" in entry:
             found["value"] = entry["value"]
             if isinstance(entry["value"], Mapping):

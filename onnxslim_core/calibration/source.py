@@ -11,21 +11,25 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import importlib.util
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 
 from onnxslim_core.calibration.spec import DataInput, DataSpec
 from onnxslim_core.errors import DataError
-from onnxslim_core.measure.inputs import InputSpec
+from onnxslim_core.measure.inputs import InputSpec, input_specs
 from onnxslim_core.rewrite import Sample
 
-__all__ = ["DEFAULT_SAMPLES", "Data", "Source", "open_source"]
+if TYPE_CHECKING:
+    from onnxslim_core.model import Model
+
+__all__ = ["DEFAULT_SAMPLES", "Data", "Source", "call_source", "open_source"]
 
 DEFAULT_SAMPLES = 512
 """At most so many samples are read where nobody says how many."""
@@ -45,14 +49,14 @@ class Source(Sequence[Sample]):
         name: Of the file, or "given in memory".
         columns: Per input: a function of the sample's number, as arrays and how to cut them.
         indices: Which samples of the arrays this source gives, in order.
-        labels: An array of labels, one per sample of the whole source, or None.
+        all_labels: An array of labels, for every sample that the arrays hold, or None.
         digest: sha256 over names, types, shapes and bytes of the arrays, and how they are prepared.
     """
 
     name: str
     columns: Mapping[str, _Column]
     indices: tuple[int, ...]
-    labels: np.ndarray | None = None
+    all_labels: np.ndarray | None = None
     digest: str = ""
 
     def __len__(self) -> int:
@@ -76,12 +80,13 @@ class Source(Sequence[Sample]):
         """The samples in order."""
         return (self[i] for i in range(len(self)))
 
-    def labels_of(self) -> list[np.ndarray] | None:
-        """The labels of the samples of this source, one array per sample."""
-        if self.labels is None:
+    @property
+    def labels(self) -> list[np.ndarray] | None:
+        """The labels of the samples of this source, an array of as many as a sample has rows."""
+        if self.all_labels is None:
             return None
-        per = max(1, len(self.labels) // self.total)
-        return [self.labels[i * per : (i + 1) * per] for i in self.indices]
+        per = max(1, len(self.all_labels) // self.total)
+        return [self.all_labels[i * per : (i + 1) * per] for i in self.indices]
 
     @property
     def total(self) -> int:
@@ -115,7 +120,7 @@ class _Column:
 
     array: np.ndarray | list[np.ndarray]
     batch: int
-    dtype: np.dtype[np.generic]
+    dtype: np.dtype[Any]
     spec: DataInput = field(default_factory=DataInput)
     transpose: tuple[int, ...] | None = None
     channel: int = 1
@@ -159,13 +164,13 @@ class _Column:
 
 
 def open_source(
-    data: Data, inputs: Sequence[InputSpec], spec: DataSpec | None = None, *, limit: int | None = None
+    data: Data, model: Model | Sequence[InputSpec], spec: DataSpec | None = None, *, limit: int | None = None
 ) -> Source:
     """Open data for a model.
 
     Args:
         data: See `Data`. An iterable is read at once, up to the limit.
-        inputs: What the model takes.
+        model: The model, or what it takes.
         spec: The recipe's `[data]`: names, layout, scaling, number of samples.
         limit: At most so many samples where the spec does not say; `DEFAULT_SAMPLES` by default.
 
@@ -177,6 +182,7 @@ def open_source(
     """
     if isinstance(data, Source):
         return data
+    inputs = model if isinstance(model, Sequence) else input_specs(model)
     spec = spec or DataSpec()
     count = spec.samples or limit or DEFAULT_SAMPLES
     if isinstance(data, str | Path):
@@ -385,3 +391,27 @@ def _digest(columns: Mapping[str, _Column]) -> str:
             state.update(repr((part.dtype.str, part.shape)).encode())
             state.update(repr(part.tolist()).encode() if part.dtype == object else np.ascontiguousarray(part).data)
     return state.hexdigest()
+
+
+def call_source(named: str, folder: Path) -> Data:
+    """Run `file.py:function` and take what it returns as data. The caller has made sure that this code may run.
+
+    Args:
+        named: The file, relative to the folder, and the function in it, which takes no argument.
+        folder: Where relative paths start.
+
+    Raises:
+        DataError: if there is no such file or function.
+    """
+    file, _, function = named.rpartition(":")
+    path = folder / file
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise DataError(f"no such Python file for the data: '{path}'")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    maker = getattr(module, function, None)
+    if not callable(maker):
+        raise DataError(f"'{path.name}' has no function '{function}'")
+    found: Data = maker()
+    return found

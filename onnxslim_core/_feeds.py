@@ -1,0 +1,113 @@
+"""What the models of a job are fed: to compare, to decide with, to judge on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnxslim_core.calibration.source import Data, Source, open_source
+from onnxslim_core.errors import MeasureError
+from onnxslim_core.measure.cost import cost
+from onnxslim_core.measure.inputs import random_samples
+from onnxslim_core.measure.session import open_session, run
+from onnxslim_core.model import Model
+from onnxslim_core.recipe import Recipe
+from onnxslim_core.report import DataUsed
+from onnxslim_core.rewrite import Sample
+
+__all__ = ["Feeds", "open_feeds"]
+
+RANDOM_SAMPLES = 8
+"""Seeded random inputs: the first half to decide with, the second to judge on."""
+
+JUDGING_MACS = 4e11
+"""Given data is cut down to about so many multiply-accumulates per comparison, so that judging ends in minutes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feeds:
+    """What the models are fed.
+
+    Attributes:
+        exact: For checking that answers are equal.
+        deciding: For passes.
+        judging: For the verdict; none of them is in `deciding`.
+        labels: Of the judging samples, for a user's metric.
+        used: For the report.
+    """
+
+    exact: Sequence[Sample]
+    deciding: Sequence[Sample]
+    judging: Sequence[Sample]
+    labels: Sequence[Any] | None
+    used: DataUsed
+
+    @property
+    def runs(self) -> bool:
+        """False where no input was found that the model runs on."""
+        return bool(self.judging)
+
+
+def open_feeds(
+    model: Model,
+    recipe: Recipe,
+    data: Data | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    values: Mapping[str, object],
+    seed: int,
+    threads: int,
+) -> Feeds:
+    """Find inputs that run, and cut given data into a half to decide with and a half to judge on.
+
+    Args:
+        model: As it was loaded.
+        recipe: Its `[data]` says names, layout, scale and number of samples.
+        data: Given samples; None draws seeded random ones.
+        shapes: Sizes for random inputs.
+        values: Contents for random inputs.
+        seed: Of the random inputs.
+        threads: For the run that proves that given data fits.
+
+    Raises:
+        MeasureError: if onnxruntime cannot load the model, or not run it on given data.
+        DataError: if given data is missing, broken or does not fit.
+        RecipeError: if a shape or value does not fit the model.
+    """
+    session = open_session(model, threads=threads)
+    drawn: list[dict[str, Any]] = []
+    problem = ""
+    try:
+        drawn = random_samples(model, count=RANDOM_SAMPLES, seed=seed, shapes=shapes, values=values)
+    except MeasureError as err:
+        problem = str(err)
+    if data is None:
+        if not drawn:
+            return Feeds((), (), (), None, DataUsed("none", note=problem))
+        half = len(drawn) // 2
+        used = DataUsed("random", f"seed {seed}", half, len(drawn) - half, shapes=_shapes(drawn[0]))
+        return Feeds(drawn, drawn[:half], drawn[half:], None, used)
+    source = _cut(open_source(data, model, recipe.data), model, recipe)
+    run(session, source[0])
+    deciding, judging = source.split()
+    used = DataUsed(
+        "given", source.name, len(deciding), len(judging), source.digest, _shapes(source[0]), _shortage(deciding)
+    )
+    exact = [*drawn[: RANDOM_SAMPLES // 2], *judging.first(4)]
+    return Feeds(exact, deciding or drawn, judging, judging.labels, used)
+
+
+def _cut(source: Source, model: Model, recipe: Recipe) -> Source:
+    """Fewer samples of costly models; as many as the recipe says where it says so."""
+    if recipe.data.samples is not None:
+        return source
+    macs = cost(model, source[0]).macs
+    return source.first(max(16, int(JUDGING_MACS / macs)) if macs else len(source))
+
+
+def _shortage(deciding: Sequence[Sample]) -> str:
+    return "" if deciding else "one sample only: it judges, and passes decide with random ones"
+
+
+def _shapes(sample: Sample) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(array.shape) for name, array in sample.items()}

@@ -1,0 +1,504 @@
+"""Steps, promises and roll-backs of the job `compress`.
+
+Every step works on a copy of the state before it, so a roll-back is a look back. What is promised is checked here and
+nowhere else:
+
+- Exact steps: the end of every run of exact steps is compared with its beginning in onnxruntime. Where the answers
+  differ, or the model got more than 1 % bigger or measurably slower, the step that did it is found, taken back and
+  reported, and the steps after it run again without it.
+- Lossy steps: each is judged alone against the budget on samples that no pass has seen, and taken back alone.
+- The whole: lossy steps that leave the model neither smaller nor faster than the exact ones alone are taken back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxslim_core._budget import answer_breaches, gain_breaches
+from onnxslim_core._feeds import Feeds
+from onnxslim_core.errors import MeasureError
+from onnxslim_core.graph import all_nodes, opset_of
+from onnxslim_core.measure.cost import Cost, cost
+from onnxslim_core.measure.fidelity import Fidelity, Metric, compare
+from onnxslim_core.measure.latency import Latency, compare_latency
+from onnxslim_core.model import Model, wrap
+from onnxslim_core.passes import pass_class
+from onnxslim_core.recipe import Budget, Recipe
+from onnxslim_core.report import Asked, Report, StepRecord, headline, machine
+from onnxslim_core.rewrite import Change, Context, Pass, Progress, Sample
+from onnxslim_core.verify import Interface, verify
+
+__all__ = ["Clock", "Job", "difference"]
+
+CLEANUP = ("normalize", "fold_constants")
+"""What runs to a fixpoint at the start and after every step, by itself."""
+
+GROWTH = 1.01
+"""Exact steps may not make the file bigger than this; what is not smaller by as much is not called smaller."""
+
+SLOWER = 1.02
+"""Slower with confidence: the whole interval lies above this."""
+
+PROBE_SECONDS = 2.0
+"""Of a timing that a pass asks for."""
+
+ROUNDS = 10
+"""A cleanup that has not come to rest by then is put on record."""
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Count the time spent inside to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A step that is to run.
+
+    Attributes:
+        name: Of the pass; "cleanup" for the one that the job puts in front.
+        exact: What it promises.
+        step: The pass; None for the cleanup.
+        options: As given in the recipe.
+        tidy: Whether the cleanup runs after it.
+    """
+
+    name: str
+    exact: bool
+    step: Pass | None
+    options: Mapping[str, Any]
+    tidy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """The model after a step: the very object of the state before where the step did nothing or was taken back."""
+
+    model: Model
+    record: StepRecord
+    notes: Mapping[str, Any]
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """One run.
+
+    Attributes:
+        start: The model as the passes get it.
+        reference: What results are held against: the model as it was given.
+        compares: Whether answers are compared.
+        times: Whether anything is timed.
+        out: Steps (from 1) that stay out, with the record that says why.
+    """
+
+    start: Model
+    reference: Model
+    recipe: Recipe
+    budget: Budget | None
+    feeds: Feeds
+    clock: Clock
+    threads: int
+    seed: int
+    compares: bool
+    times: bool
+    metric: Metric | None
+    latency_seconds: float
+    progress: Progress
+    plan: list[_Planned] = field(default_factory=list)
+    out: dict[int, StepRecord] = field(default_factory=dict)
+    costs: dict[int, tuple[Model, Cost]] = field(default_factory=dict)
+    verdicts: dict[int, tuple[Model, Fidelity]] = field(default_factory=dict)
+
+    def run(self, asked: Asked, why_not_compared: str) -> tuple[Model, Report]:
+        """Run the recipe, keep what holds, measure it and write it down."""
+        self.plan = self._planned()
+        states = self._settle([])
+        states = self._worth_it(states)
+        states, latency = self._not_slower(states)
+        final = self._model(states, len(states))
+        fidelity = self._fidelity(final) if self.compares else None
+        latency, breaches = self._against_budget(final, fidelity, latency)
+        before, after = self._cost(self.start), self._cost(final)
+        lossy = any(not self.plan[number - 1].exact for number in self._moved(states))
+        unchanged = final is self.start and not self.start.notes
+        report = Report(
+            outcome="over budget" if breaches else "unchanged" if unchanged else "compressed" if lossy else "exact",
+            headline="",
+            passed=not breaches,
+            asked=asked,
+            machine=machine(),
+            data=self.feeds.used,
+            breaches=tuple(breaches),
+            verified=self.compares,
+            unverified_because="" if self.compares else why_not_compared,
+            notes=tuple(self.start.notes),
+            steps=tuple(_once(state.record for state in states)),
+            sizes=(before.bytes, after.bytes),
+            nodes=(before.nodes, after.nodes),
+            cost_before=before,
+            cost_after=after,
+            fidelity=fidelity,
+            latency=latency,
+            latency_note=self._latency_note(final, latency),
+            seconds={stage: round(seconds, 3) for stage, seconds in self.clock.seconds.items()},
+        )
+        return final, dataclasses.replace(report, headline=headline(report))
+
+    # ------------------------------------------------------------------------------------------------ steps
+
+    def _planned(self) -> list[_Planned]:
+        """The recipe's passes; a cleanup in front unless they begin with one themselves."""
+        steps = self.recipe.steps
+        plan: list[_Planned] = []
+        leading = True
+        for number, step in enumerate(steps):
+            leading = leading and step.name in CLEANUP
+            follower = steps[number + 1].name if number + 1 < len(steps) else ""
+            tidy = not (leading and follower in CLEANUP)
+            plan.append(_Planned(step.name, step.exact, step.build(), step.options, tidy))
+        if not steps or steps[0].name not in CLEANUP:
+            plan.insert(0, _Planned("cleanup", True, None, {}, True))
+        return plan
+
+    def _model(self, states: Sequence[_State], number: int) -> Model:
+        """The model after step `number`; 0 is before the first."""
+        return states[number - 1].model if number else self.start
+
+    def _moved(self, states: Sequence[_State]) -> list[int]:
+        """The steps that left another model behind."""
+        pairs = range(1, len(states) + 1)
+        return [number for number in pairs if self._model(states, number) is not self._model(states, number - 1)]
+
+    def _walk(self, states: Sequence[_State]) -> list[_State]:
+        """Run what is still to run, without the steps that stay out."""
+        found = list(states)
+        for number in range(len(found) + 1, len(self.plan) + 1):
+            planned, model = self.plan[number - 1], self._model(found, len(found))
+            notes = found[-1].notes if found else {}
+            self.progress(planned.name, number - 1, len(self.plan))
+            if number in self.out:
+                found.append(_State(model, self.out[number], notes))
+            elif not planned.exact and not self.feeds.runs:
+                reason = f"a lossy pass needs a model that runs: {self.feeds.used.note}"
+                record = StepRecord(planned.name, planned.exact, "refused", reason, planned.options)
+                found.append(_State(model, record, notes))
+            else:
+                found.append(self._step(planned, model, notes))
+        return found
+
+    def _step(self, planned: _Planned, before: Model, notes: Mapping[str, Any]) -> _State:
+        """Run one step on a copy, tidy up, and judge it if it is lossy."""
+        began = time.perf_counter()
+        with self.clock("passes"):
+            work, context = before.copy(), self._context(notes)
+            changes = planned.step.run(work.ir, context) if planned.step is not None else []
+            changes = [*changes, *(self._tidy(work.ir, context) if planned.tidy else [])]
+        seconds = time.perf_counter() - began
+        done = any(change.applied for change in changes)
+        began = time.perf_counter()
+        breaches, figures = self._judge(work) if done and not planned.exact else ([], {})
+        kept = done and not breaches
+        own_refusals = any(change.pass_name == planned.name and not change.applied for change in changes)
+        idle = "refused" if own_refusals else "nothing to do"
+        record = StepRecord(
+            name=planned.name,
+            exact=planned.exact,
+            outcome="done" if kept else "rolled back" if done else idle,
+            reason="; ".join(breaches),
+            options=planned.options,
+            changes=tuple(changes),
+            nodes=(self._cost(before).nodes, self._cost(work).nodes),
+            bytes=(self._cost(before).bytes, self._cost(work).bytes),
+            seconds=seconds,
+            judging_seconds=time.perf_counter() - began,
+            figures=figures,
+        )
+        return _State(work, record, context.notes) if kept else _State(before, record, notes)
+
+    def _context(self, notes: Mapping[str, Any]) -> Context:
+        """What a pass is handed; each step has its own notes, so that those of a step taken back go with it."""
+        return Context(
+            samples=self.feeds.deciding,
+            samples_are_real=self.feeds.used.kind == "given" and self.feeds.used.deciding > 0,
+            seed=self.seed,
+            threads=self.threads,
+            progress=self.progress,
+            latency=self._probe if self.times else None,
+            notes={key: copy.copy(value) for key, value in notes.items()},
+        )
+
+    def _probe(self, reference: ir.Model, candidate: ir.Model) -> Latency:
+        """A short timing of two graphs, for passes."""
+        sample = (self.feeds.deciding or self.feeds.judging)[0]
+        with self.clock("timing for passes"):
+            return compare_latency(
+                wrap(reference), wrap(candidate), sample, threads=self.threads, seconds=PROBE_SECONDS, seed=self.seed
+            )
+
+    def _tidy(self, graph: ir.Model, context: Context) -> list[Change]:
+        """The cleanup passes until none of them finds anything; with the recipe's own options where it names them."""
+        named = {step.name: step for step in reversed(self.recipe.steps)}
+        passes = [named[name].build() if name in named else pass_class(name)() for name in CLEANUP]
+        done: list[Change] = []
+        for _ in range(ROUNDS):
+            found = [change for step in passes for change in step.run(graph, context)]
+            done += [change for change in found if change.applied]
+            if not any(change.applied for change in found):
+                return done + found
+        return [*done, Change("cleanup", (), "cleaned up", reason=f"did not come to rest in {ROUNDS} rounds")]
+
+    # ------------------------------------------------------------------------------------------------ judging
+
+    def _cost(self, model: Model) -> Cost:
+        """The cost of a state, computed once; the model is kept with it, so that its id stays its own."""
+        if id(model) not in self.costs:
+            with self.clock("counting"):
+                self.costs[id(model)] = model, cost(model, self.feeds.judging[0] if self.feeds.runs else None)
+        return self.costs[id(model)][1]
+
+    def _fidelity(self, model: Model) -> Fidelity:
+        """A state against the model as given, on the samples for judging, computed once.
+
+        Raises:
+            MeasureError: if the state does not load or run.
+        """
+        if id(model) not in self.verdicts:
+            with self.clock("comparing"):
+                self.verdicts[id(model)] = (
+                    model,
+                    compare(
+                        self.reference,
+                        model,
+                        self.feeds.judging,
+                        data=self.feeds.used.kind,
+                        parts=(self.budget or Budget()).parts,
+                        threads=self.threads,
+                        metric=self.metric,
+                        labels=self.feeds.labels,
+                        seed=self.seed,
+                    ),
+                )
+        return self.verdicts[id(model)][1]
+
+    def _judge(self, model: Model) -> tuple[list[str], dict[str, float]]:
+        """What a lossy step breaks, and the figures it was judged by."""
+        if not self.compares:
+            return [], {}
+        try:
+            found = self._fidelity(model)
+        except MeasureError as err:
+            return [str(err)], {}
+        figures = {name: output.cosine for name, output in found.outputs.items() if output.cosine is not None}
+        return answer_breaches(self.budget or Budget(), found), figures
+
+    def _settle(self, states: Sequence[_State]) -> list[_State]:
+        """Walk to the end, and again without whatever breaks a promise, until all hold.
+
+        Comes to an end because every round leaves one more step out for good.
+        """
+        found = self._walk(states)
+        while (fault := self._malformed(found) or self._grown(found) or self._unequal(found)) is not None:
+            found = self._without(found, *fault)
+        return found
+
+    def _without(self, states: Sequence[_State], number: int, reason: str) -> list[_State]:
+        """The walk with a step left out for good."""
+        record = states[number - 1].record
+        self.out[number] = dataclasses.replace(record, outcome="rolled back", reason=reason)
+        return self._walk(states[: number - 1])
+
+    def _malformed(self, states: Sequence[_State]) -> tuple[int, str] | None:
+        """The first step after which the verifier complains of what it did not complain of before."""
+        with self.clock("verifying"):
+            interface = Interface.of(self.start.ir)
+            moved = self._moved(states)
+            if not moved or not verify(self._model(states, moved[-1]).ir, interface):
+                return None
+            known = set(verify(self.start.ir, interface))
+            for number in moved:
+                problems = [line for line in verify(self._model(states, number).ir, interface) if line not in known]
+                if problems:
+                    return number, f"left an invalid graph: {problems[0]}"
+        return None
+
+    def _segments(self, states: Sequence[_State]) -> list[tuple[int, list[int]]]:
+        """Runs of exact steps: (number of the state they begin at, the steps that changed something)."""
+        runs: list[tuple[int, list[int]]] = [(0, [])]
+        for number in self._moved(states):
+            if self.plan[number - 1].exact:
+                runs[-1][1].append(number)
+            else:
+                runs.append((number, []))
+        return [run for run in runs if run[1]]
+
+    def _grown(self, states: Sequence[_State]) -> tuple[int, str] | None:
+        """The exact step that added most, where a run of exact steps made the model bigger."""
+        for first, numbers in self._segments(states):
+            sizes = [self._cost(self._model(states, number)).bytes for number in (first, *numbers)]
+            if sizes[-1] <= GROWTH * sizes[0]:
+                continue
+            added = [after - before for before, after in itertools.pairwise(sizes)]
+            worst = max(range(len(added)), key=added.__getitem__)
+            return numbers[worst], f"made the model {100 * added[worst] / max(sizes[worst], 1):.1f} % bigger"
+        return None
+
+    def _unequal(self, states: Sequence[_State]) -> tuple[int, str] | None:
+        """The first exact step that changed the answers beyond rounding."""
+        if not self.compares:
+            return None
+        for first, numbers in self._segments(states):
+            base = self._model(states, first) if first else self.reference
+            with self.clock("comparing"):
+                if difference(base, self._model(states, numbers[-1]), self.feeds.exact, self.threads) is None:
+                    continue
+                for number in numbers:
+                    found = difference(base, self._model(states, number), self.feeds.exact, self.threads)
+                    if found is not None:
+                        return number, f"changed the answers: {found}"
+        return None
+
+    # ------------------------------------------------------------------------------------------------ outcome
+
+    def _time(self, reference: Model, candidate: Model, seconds: float) -> Latency:
+        with self.clock("timing"):
+            return compare_latency(
+                reference,
+                candidate,
+                self.feeds.judging[0],
+                threads=self.threads,
+                seconds=seconds,
+                seed=self.seed,
+                progress=self.progress,
+            )
+
+    def _worth_it(self, states: list[_State]) -> list[_State]:
+        """Take the lossy steps back where they leave the model neither smaller nor faster than the exact ones do."""
+        lossy = [number for number in self._moved(states) if not self.plan[number - 1].exact]
+        if not lossy:
+            return states
+        before = dict(self.out)
+        for number in lossy:
+            record = states[number - 1].record
+            self.out[number] = dataclasses.replace(record, outcome="rolled back", reason="for comparison")
+        exact = self._settle(states[: lossy[0] - 1])
+        old, new = self._model(exact, len(exact)), self._model(states, len(states))
+        reason = ""
+        if self._cost(new).bytes * GROWTH >= self._cost(old).bytes:
+            reason = "made the model no smaller, and nothing was timed"
+            if self.times:
+                timing = self._time(old, new, self.latency_seconds)
+                reason = "" if timing.high < 1 else f"made the model neither smaller nor faster (x {timing.ratio:.3f})"
+        if not reason:
+            self.out = before
+            return states
+        for number in lossy:
+            self.out[number] = dataclasses.replace(self.out[number], reason=reason)
+        return self._walk(exact[: lossy[0] - 1])
+
+    def _not_slower(self, states: list[_State]) -> tuple[list[_State], Latency | None]:
+        """Time the result; take exact steps back, from the last on, where it is slower with confidence."""
+        while True:
+            final, moved = self._model(states, len(states)), self._moved(states)
+            if not self.times or (final is self.start and self.reference is self.start):
+                return states, None
+            latency = self._time(self.reference, final, self.latency_seconds)
+            if latency.low <= SLOWER or not moved or not all(self.plan[number - 1].exact for number in moved):
+                return states, latency
+            guilty = moved[0]
+            for number, earlier in zip(moved[:0:-1], moved[-2::-1], strict=True):
+                if self._time(self.reference, self._model(states, earlier), self.latency_seconds).low <= SLOWER:
+                    guilty = number
+                    break
+            told = f"measured slower: x {latency.ratio:.3f} ({latency.low:.3f} to {latency.high:.3f})"
+            states = self._settle(self._without(states, guilty, told))
+
+    def _against_budget(
+        self, final: Model, fidelity: Fidelity | None, latency: Latency | None
+    ) -> tuple[Latency | None, list[str]]:
+        """Every limit that is not met; times longer where the timing cannot say yet."""
+        budget = self.budget
+        if budget is None:
+            return latency, []
+        breaches = answer_breaches(budget, fidelity) if fidelity is not None else []
+        if fidelity is None and budget.judges_answers:
+            breaches.append(f"the answers could not be compared: {self.feeds.used.note}")
+        breaches += gain_breaches(
+            budget,
+            self._cost(self.start),
+            self._cost(final),
+            domains=frozenset(node.domain for node in all_nodes(final.ir.graph)),
+            opset=opset_of(final.ir),
+            given=self.feeds.used.kind == "given",
+        )
+        limit = budget.max_latency_ratio
+        if limit is None:
+            return latency, breaches
+        if not self.times:
+            return latency, [*breaches, "max_latency_ratio: nothing runs, so nothing was timed"]
+        seconds = self.latency_seconds
+        latency = latency or self._time(self.reference, final, seconds)
+        while latency.low <= limit < latency.high and seconds < 4 * self.latency_seconds:
+            seconds *= 2
+            latency = self._time(self.reference, final, seconds)
+        told = f"{latency.ratio:.3f} ({latency.low:.3f} to {latency.high:.3f}), the limit is {limit:g}"
+        if not latency.low <= limit:
+            breaches.append(f"max_latency_ratio: {told}")
+        elif not latency.high <= limit and not budget.allow_inconclusive:
+            breaches.append(f"max_latency_ratio: inconclusive, {told}")
+        return latency, breaches
+
+    def _latency_note(self, final: Model, latency: Latency | None) -> str:
+        if latency is not None:
+            return ""
+        if not self.feeds.runs:
+            return "not timed: nothing runs"
+        return "not timed: asked not to (--no-latency)" if not self.times else "not timed: the model is unchanged"
+
+
+def difference(reference: Model, candidate: Model, samples: Sequence[Sample], threads: int = 1) -> str | None:
+    """How the answers of an exact change differ beyond rounding; None where they do not."""
+    try:
+        found = compare(reference, candidate, samples, threads=threads)
+    except MeasureError as err:
+        return str(err)
+    if found.equal():
+        return None
+    errors = {name: output.error for name, output in found.outputs.items()}
+    worst = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float("inf"))
+    output = found.outputs[worst]
+    noise = "" if output.noise_floor is None else f", noise floor {output.noise_floor:.2g}"
+    return output.mismatch or f"output '{worst}' is off by {output.error:.2g} of its scale{noise}"
+
+
+def _once(records: Iterator[StepRecord]) -> Iterator[StepRecord]:
+    """The records with each refusal told once, though every cleanup meets it again."""
+    seen: set[tuple[str, tuple[str, ...], str]] = set()
+    for record in records:
+        kept: list[Change] = []
+        for change in record.changes:
+            key = (change.pass_name, change.where, change.reason)
+            if change.applied or key not in seen:
+                kept.append(change)
+            if not change.applied:
+                seen.add(key)
+        yield dataclasses.replace(record, changes=tuple(kept))
