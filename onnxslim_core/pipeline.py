@@ -15,7 +15,7 @@ from typing import Any
 
 from onnxslim_core._feeds import open_feeds
 from onnxslim_core._job import Clock, Job, difference
-from onnxslim_core.calibration.source import Data, call_source
+from onnxslim_core.calibration.source import Data, call_source, load_function
 from onnxslim_core.errors import BudgetError, ModelError, RecipeError
 from onnxslim_core.measure.session import open_session
 from onnxslim_core.model import Model, load, save
@@ -153,7 +153,7 @@ def compress(
         seed=seed,
         compares=verify and feeds.runs,
         times=measure_latency and feeds.runs,
-        metric=metric,
+        metric=load_function(metric, Path.cwd()) if isinstance(metric, str) else metric,
         latency_seconds=latency_seconds,
         progress=progress or _silent,
     )

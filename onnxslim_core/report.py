@@ -407,9 +407,7 @@ def readable_bytes(count: float) -> str:
     return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.2f} {unit}"
 
 
-def _count(number: float | None) -> str:
-    if number is None:
-        return "?"
+def _count(number: float) -> str:
     for unit in ("", " K", " M", " G"):
         if abs(number) < 1000 or unit == " G":
             break
@@ -445,8 +443,8 @@ def _measures(report: Report) -> Table:
         pair = (getattr(before, key, None), getattr(after, key, None))
         if pair == (None, None):
             continue
-        show = readable_bytes if key.endswith("bytes") and None not in pair else _count
-        table.add_row(label, show(pair[0]), show(pair[1]), _change(*pair), "")
+        show = readable_bytes if key.endswith("bytes") else _count
+        table.add_row(label, *(show(number) if number is not None else "?" for number in pair), _change(*pair), "")
     table.add_row("nodes", *map(str, report.nodes), _change(*report.nodes), "")
     return table
 
@@ -475,16 +473,14 @@ def _fidelity(fidelity: Fidelity) -> Table:
     rows = [(name, figures) for name, figures in fidelity.outputs.items()]
     for name, figures in rows[:8]:
         _fidelity_row(table, name, figures)
-        for part, inner in figures.parts.items():
-            _fidelity_row(table, f"  {part}", inner)
     if len(rows) > 8:
         table.add_row(f"and {len(rows) - 8} more outputs", *[""] * 6)
     return table
 
 
 def _fidelity_row(table: Table, name: str, figures: OutputFidelity) -> None:
-    if figures.kind == "exact" and figures.equal is not None:
-        table.add_row(_escape(name), f"{100 * figures.equal:.2f} % equal", *[""] * 5)
+    if figures.equal_share is not None:
+        table.add_row(_escape(name), f"{100 * figures.equal_share:.2f} % equal", *[""] * 5)
         return
     top1 = "" if figures.top1 is None else f"{100 * figures.top1:.1f} %"
     table.add_row(

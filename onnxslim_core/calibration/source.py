@@ -13,7 +13,7 @@ import difflib
 import hashlib
 import importlib.util
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from onnxslim_core.rewrite import Sample
 if TYPE_CHECKING:
     from onnxslim_core.model import Model
 
-__all__ = ["DEFAULT_SAMPLES", "Data", "Source", "call_source", "open_source"]
+__all__ = ["DEFAULT_SAMPLES", "Data", "Source", "call_source", "load_function", "open_source"]
 
 DEFAULT_SAMPLES = 512
 """At most so many samples are read where nobody says how many."""
@@ -394,10 +394,16 @@ def _digest(columns: Mapping[str, _Column]) -> str:
 
 
 def call_source(named: str, folder: Path) -> Data:
-    """Run `file.py:function` and take what it returns as data. The caller has made sure that this code may run.
+    """What the function of `file.py:function` returns, called without an argument; see `load_function`."""
+    found: Data = load_function(named, folder)()
+    return found
+
+
+def load_function(named: str, folder: Path) -> Callable[..., Any]:
+    """The function of `file.py:function`. The file is run: the caller has made sure that it may.
 
     Args:
-        named: The file, relative to the folder, and the function in it, which takes no argument.
+        named: The file, relative to the folder, and the function in it.
         folder: Where relative paths start.
 
     Raises:
@@ -407,11 +413,11 @@ def call_source(named: str, folder: Path) -> Data:
     path = folder / file
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
-        raise DataError(f"no such Python file for the data: '{path}'")
+        raise DataError(f"no such Python file: '{path}'")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    maker = getattr(module, function, None)
-    if not callable(maker):
+    found = getattr(module, function, None)
+    if not callable(found):
         raise DataError(f"'{path.name}' has no function '{function}'")
-    found: Data = maker()
-    return found
+    checked: Callable[..., Any] = found
+    return checked
