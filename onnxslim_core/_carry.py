@@ -15,6 +15,7 @@ for every initializer and sorts metadata.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -44,8 +45,10 @@ __all__ = [
     "graphs_of",
     "header",
     "inline",
+    "map_tensors",
     "read",
     "tensors_of",
+    "wrapped",
     "write",
 ]
 
@@ -94,6 +97,7 @@ class SparseTensor(ir.LazyTensor):
     __slots__ = ("data",)
 
     def __init__(self, proto: onnx.SparseTensorProto, name: str | None) -> None:
+        _check_sparse(proto)
         data = proto.SerializeToString(deterministic=True)
         super().__init__(
             lambda: _dense(data),
@@ -102,6 +106,18 @@ class SparseTensor(ir.LazyTensor):
             name=name,
         )
         self.data = data
+
+
+def _check_sparse(proto: onnx.SparseTensorProto) -> None:
+    """Refuse a sparse tensor that could not be read later on: indices are flat, or one row of them per value."""
+    what = f"sparse tensor {quote(proto.values.name)}"
+    values, indices, dims = inline(proto.values).numpy(), inline(proto.indices).numpy(), tuple(proto.dims)
+    bound = np.array([math.prod(dims)] if indices.ndim == 1 else dims, dtype=np.int64)
+    rows = indices.reshape(len(indices), -1) if indices.ndim in (1, 2) and indices.size else indices
+    if values.ndim != 1 or indices.ndim not in (1, 2) or len(indices) != len(values):
+        raise InvalidModel(f"{what} has values of shape {values.shape} and indices of shape {indices.shape}")
+    if indices.size and (rows.shape[1] != len(bound) or (rows < 0).any() or (rows >= bound).any()):
+        raise InvalidModel(f"{what} has indices outside of its shape {list(dims)}")
 
 
 def _dense(data: bytes) -> ir.Tensor[np.ndarray]:
@@ -134,7 +150,7 @@ def from_buffer(
         InvalidModel: if the number of bytes does not fit the shape.
     """
     raw = np.frombuffer(buffer, dtype=np.uint8)
-    count = int(np.prod(np.array(shape, dtype=object))) if shape else 1
+    count = math.prod(shape)
     expected = (count * dtype.bitwidth + 7) // 8
     if raw.nbytes != expected:
         raise InvalidModel(f"{what} has {raw.nbytes} bytes of data where its shape asks for {expected}")
@@ -168,7 +184,7 @@ def inline(proto: onnx.TensorProto) -> ir.TensorProtocol:
         if len(getattr(proto, f))
     ]
     raw = proto.HasField("raw_data")
-    count = int(np.prod(np.array(shape, dtype=object))) if shape else 1
+    count = math.prod(shape)
     wanted = _FIELD_OF.get(dtype.name, "int32_data")
     if filled and (raw or filled != [wanted]):
         raise InvalidModel(f"{what} of type {dtype.name.lower()} holds its data in {' and '.join(filled)}")
@@ -227,6 +243,28 @@ def _string_data(tensor: ir.TensorProtocol) -> list[bytes]:
     if isinstance(tensor, ir.StringTensor):
         return list(tensor.string_data())
     return [s if isinstance(s, bytes) else str(s).encode() for s in tensor.numpy().reshape(-1).tolist()]
+
+
+def wrapped(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The same weights in a tensor object of our own, whose name may be changed."""
+    shape, name = [int(d) for d in tensor.shape.numpy()], tensor.name
+    ours: Any
+    if isinstance(tensor, SparseTensor):
+        ours = SparseTensor(onnx.SparseTensorProto.FromString(tensor.data), name)
+    elif isinstance(tensor, ir.TensorProtoTensor):
+        return inline(tensor.raw)
+    elif isinstance(tensor, ir.StringTensor):
+        ours = ir.StringTensor(list(tensor.string_data()), shape=ir.Shape(shape), name=name)
+    elif isinstance(tensor, ir.PackedTensor):
+        ours = ir.PackedTensor(tensor.raw, tensor.dtype, shape=shape, name=name)
+    elif type(tensor) is ir.Tensor:
+        ours = ir.Tensor(tensor.raw, dtype=tensor.dtype, shape=ir.Shape(shape), name=name)
+    else:
+        ours = ir.LazyTensor(lambda: tensor, dtype=tensor.dtype, shape=ir.Shape(shape), name=name)
+    if tensor.doc_string:
+        ours.doc_string = tensor.doc_string
+    ours.metadata_props.update(tensor.metadata_props)
+    return ours  # type: ignore[no-any-return]
 
 
 def graphs_of(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
@@ -359,12 +397,12 @@ def _tensor_protos(owner: _Owner) -> Iterator[onnx.TensorProto]:
     """The tensors of one graph, without those of its bodies, in the order in which `_free` meets them."""
     if isinstance(owner, onnx.GraphProto):
         yield from owner.initializer
-    for node in owner.node:
-        for attr in node.attribute:
-            if attr.type == _ATTR.TENSOR:
-                yield attr.t
-            elif attr.type == _ATTR.TENSORS:
-                yield from attr.tensors
+    defaults = owner.attribute_proto if isinstance(owner, onnx.FunctionProto) else ()
+    for attr in (*defaults, *(attr for node in owner.node for attr in node.attribute)):
+        if attr.type == _ATTR.TENSOR and not attr.ref_attr_name:
+            yield attr.t
+        elif attr.type == _ATTR.TENSORS and not attr.ref_attr_name:
+            yield from attr.tensors
 
 
 def _look(owner: _Owner) -> _Taken:
@@ -485,27 +523,39 @@ def _free(graph: ir.Graph | ir.Function, external: deque[ir.TensorProtocol]) -> 
     def freed(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         if isinstance(tensor, ir.ExternalTensor):
             return external.popleft()
-        if isinstance(tensor, ir.TensorProtoTensor):
-            return inline(tensor.raw)
         if isinstance(tensor, ir.StringTensor):
-            return inline(ir.serde.serialize_tensor(tensor))
-        return tensor
+            return inline(ir.serde.serialize_tensor(tensor))  # which checks the number of strings
+        return inline(tensor.raw) if isinstance(tensor, ir.TensorProtoTensor) else tensor
 
+    _map_tensors_of(graph, freed)
+    for value in graph.initializers.values() if isinstance(graph, ir.Graph) else ():
+        if value.const_value is not None and not value.is_graph_input() and not value.is_graph_output():
+            value.shape = ir.Shape(value.const_value.shape.numpy())
+
+
+def map_tensors(model: ir.Model, change: Callable[[ir.TensorProtocol], ir.TensorProtocol]) -> None:
+    """Replace every tensor of a model: initializers of all graphs and tensors in attributes."""
+    for graph in graphs_of(model):
+        _map_tensors_of(graph, change)
+
+
+def _map_tensors_of(graph: ir.Graph | ir.Function, change: Callable[[ir.TensorProtocol], ir.TensorProtocol]) -> None:
     if isinstance(graph, ir.Graph):
         for value in graph.initializers.values():
             if value.const_value is not None:
-                value.const_value = freed(value.const_value)
-                if not value.is_graph_input() and not value.is_graph_output():
-                    value.shape = ir.Shape(value.const_value.shape.numpy())
-    for node in graph:
-        for name, attr in node.attributes.items():
-            if attr.is_ref():
+                value.const_value = change(value.const_value)
+    owners: list[Any] = [node.attributes for node in graph if node.attributes]
+    if isinstance(graph, ir.Function):
+        owners.insert(0, graph.attributes)
+    for attributes in owners:
+        for name, attr in attributes.items():
+            if attr.is_ref() or attr.value is None:
                 continue
             if attr.type == ir.AttributeType.TENSOR:
-                node.attributes[name] = ir.AttrTensor(name, freed(attr.value), doc_string=attr.doc_string)
+                attributes[name] = ir.AttrTensor(name, change(attr.value), doc_string=attr.doc_string)
             elif attr.type == ir.AttributeType.TENSORS:
-                tensors = [freed(t) for t in attr.value]
-                node.attributes[name] = ir.AttrTensors(name, tensors, doc_string=attr.doc_string)
+                tensors = [change(t) for t in attr.value]
+                attributes[name] = ir.AttrTensors(name, tensors, doc_string=attr.doc_string)
 
 
 def from_proto(proto: onnx.ModelProto) -> ir.Model:
@@ -651,7 +701,7 @@ class _Writer:
         if node.doc_string is not None:
             proto.doc_string = node.doc_string
         _strings(proto.metadata_props, node.metadata_props)
-        proto.input.extend("" if v is None else str(v.name) for v in node.inputs)
+        proto.input.extend("" if v is None else _name(v) for v in node.inputs)
         proto.output.extend(v.name or "" for v in node.outputs)
         for attr in node.attributes.values():
             self.attribute(proto.attribute.add(), attr)
@@ -716,6 +766,12 @@ class _Writer:
 _OWN_KINDS = (
     ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSOR, ir.AttributeType.TENSORS,
 )  # fmt: skip
+
+
+def _name(value: ir.Value) -> str:
+    if not value.name:
+        raise InvalidModel("a value that is read has no name")
+    return value.name
 
 
 def _says_something(value: ir.Value) -> bool:

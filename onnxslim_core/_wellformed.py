@@ -52,10 +52,10 @@ class Limits:
     """Bodies within bodies, and types within types."""
     rank: int = 64
     """Dims of one tensor."""
-    tensor_bytes: int = 2**40
-    """One tensor, as its dims say."""
-    dense_bytes: int = 2**31
-    """One sparse tensor, when written out in full."""
+    elements: int = 2**40
+    """Elements of one tensor, as its dims say."""
+    dense_elements: int = 2**28
+    """Elements of one sparse tensor, when written out in full."""
     name_length: int = 16_384
     """Characters of one name."""
 
@@ -259,12 +259,12 @@ class _Walk:
             raise InvalidModel(f"{what} has {len(dims)} dims, more than {self.limits.rank}")
         if any(d < 0 for d in dims):
             raise InvalidModel(f"{what} has a negative dim: {list(dims)}")
-        if math.prod(dims) > most:
+        if math.prod(max(d, 1) for d in dims) > most:
             raise InvalidModel(f"{what} has too many elements: {'x'.join(map(str, dims))}")
 
     def tensor(self, tensor: onnx.TensorProto, what: str) -> None:
         self.name(tensor.name, what)
-        self.dims(tensor.dims, tensor.data_type, what, self.limits.tensor_bytes)
+        self.dims(tensor.dims, tensor.data_type, what, self.limits.elements)
         if tensor.HasField("segment"):
             raise UnsupportedModel(f"{what} is stored in segments")
         if tensor.data_location not in (onnx.TensorProto.DEFAULT, onnx.TensorProto.EXTERNAL):
@@ -275,7 +275,7 @@ class _Walk:
             self.tensor(part, what)
             if part.data_location == onnx.TensorProto.EXTERNAL:
                 raise UnsupportedModel(f"{what} is a sparse tensor in external data")
-        self.dims(sparse.dims, sparse.values.data_type, what, self.limits.dense_bytes)
+        self.dims(sparse.dims, sparse.values.data_type, what, self.limits.dense_elements)
         if sparse.indices.data_type != onnx.TensorProto.INT64:
             raise InvalidModel(f"{what} has indices that are not int64")
 
@@ -331,13 +331,21 @@ def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterable[onnx.NodeProto]:
 
 def _refuse_recursion(calls: dict[tuple[str, str, str], set[tuple[str, str, str]]]) -> None:
     """Refuse functions that call themselves, directly or through others, since inlining them would not end."""
-    left = {key: {call for call in called if call in calls} for key, called in calls.items()}
-    while left:
-        leaves = [key for key, called in left.items() if not called & left.keys()]
-        if not leaves:
-            raise InvalidModel(f"function {quote(next(iter(left))[1])} calls itself")
-        for key in leaves:
-            del left[key]
+    left = {key: called & calls.keys() for key, called in calls.items()}
+    callers: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {}
+    for key, called in left.items():
+        for call in called:
+            callers.setdefault(call, []).append(key)
+    leaves = [key for key, called in left.items() if not called]
+    while leaves:
+        leaf = leaves.pop()
+        del left[leaf]
+        for caller in callers.get(leaf, ()):
+            left[caller].discard(leaf)
+            if not left[caller]:
+                leaves.append(caller)
+    if left:
+        raise InvalidModel(f"function {quote(next(iter(left))[1])} calls itself")
 
 
 def _is_set(attr: onnx.AttributeProto, name: str) -> bool:

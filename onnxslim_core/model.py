@@ -23,9 +23,11 @@ import onnx_ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from onnxslim_core import _carry, _files
-from onnxslim_core._wellformed import Limits, examine
+from onnxslim_core._wellformed import Limits, examine, quote
 from onnxslim_core.errors import InvalidModel, ModelError
+from onnxslim_core.graph import label_of
 from onnxslim_core.rewrite import Change
+from onnxslim_core.verify import STRUCTURE, out_of_order
 
 __all__ = ["DEFAULT_LIMITS", "Limits", "Model", "load", "save", "wrap"]
 
@@ -125,8 +127,6 @@ def load(
         graph, path, notes = _clone(source.ir), source.source, list(source.notes)
     elif isinstance(source, onnx_ir.Model):
         graph = _adopt(source, external_data_root, limits)
-    elif isinstance(inner := getattr(source, "model", None), onnx_ir.Model):  # PyTorch's ONNXProgram
-        graph = _adopt(inner, external_data_root, limits)
     elif type(source).__module__.partition(".")[0] == "onnx_graphsurgeon":
         from onnxslim_core import surgeon
 
@@ -139,6 +139,8 @@ def load(
         path = Path(source)
         proto = _parse(_files.read_bytes(path, limits), f"'{path}'")
         graph = _from_proto(proto, path, external_data_root, limits, owned=True)
+    elif isinstance(inner := getattr(source, "model", None), onnx_ir.Model):  # PyTorch's ONNXProgram
+        graph = _adopt(inner, external_data_root, limits)
     else:
         raise ModelError(
             f"a {type(source).__name__} is not a model",
@@ -180,11 +182,11 @@ def _from_proto(
     except UnicodeDecodeError as err:
         raise InvalidModel("a name in the model is not UTF-8") from err
     if found.unsorted:
-        sort(graph)
+        _sort(graph)
     return graph
 
 
-def sort(model: onnx_ir.Model) -> None:
+def _sort(model: onnx_ir.Model) -> None:
     """Sort nodes so that each comes after what it reads.
 
     Raises:
@@ -195,22 +197,73 @@ def sort(model: onnx_ir.Model) -> None:
         for function in model.functions.values():
             function.sort()
     except ValueError as err:
-        raise InvalidModel("nodes form a cycle") from err
+        raise InvalidModel(f"nodes form a cycle{_in_cycle(model)}") from err
+
+
+def _in_cycle(model: onnx_ir.Model) -> str:
+    """Names a node of a cycle in the main graph, if that is where it is."""
+    waiting = {node: {p for v in node.inputs if v is not None and (p := v.producer())} for node in model.graph}
+    ready = [node for node, sources in waiting.items() if not sources & waiting.keys()]
+    users: dict[onnx_ir.Node, list[onnx_ir.Node]] = {}
+    for node, sources in waiting.items():
+        for source in sources:
+            users.setdefault(source, []).append(node)
+    while ready:
+        node = ready.pop()
+        waiting.pop(node, None)
+        for user in users.get(node, ()):
+            waiting[user].discard(node)
+            if not waiting[user] & waiting.keys():
+                ready.append(user)
+    return f" through {quote(label_of(next(iter(waiting))))}" if waiting else ""
 
 
 def _adopt(source: onnx_ir.Model, root: Path | None, limits: Limits) -> onnx_ir.Model:
-    return _clone(source)
+    """A checked copy of somebody else's graph, whose weights are shared but whose names are our own.
+
+    Renaming an initializer renames its tensor in onnx_ir, so every tensor is wrapped anew (arrays are not copied).
+    """
+    problems = [p for check in STRUCTURE if check.name != "sorted" for p in check.run(source)]
+    if problems:
+        raise InvalidModel(problems[0])
+    files: dict[Path | None, _files.ExternalData] = {}
+
+    def ours(tensor: onnx_ir.TensorProtocol) -> onnx_ir.TensorProtocol:
+        if not isinstance(tensor, onnx_ir.ExternalTensor):
+            return _carry.wrapped(tensor)
+        graph_folder = Path(os.fspath(tensor.base_dir)) if os.fspath(tensor.base_dir) else None
+        store = files.setdefault(graph_folder, _files.ExternalData(graph_folder, root))
+        shape = [int(d) for d in tensor.shape.numpy()]
+        location, offset = os.fspath(tensor.location), tensor.offset or 0
+        return store.open(location, offset, tensor.length, tensor.dtype, shape, tensor.name)
+
+    if out_of_order(source):  # only a sorted graph can be copied, so this one goes through a proto, without its `meta`
+        proto = _carry.write(source, lambda tensor, name, empty: _carry.embed(ours(tensor), name, empty))
+        return _from_proto(proto, None, root, limits, owned=True)
+    graph = _clone(source)
+    _carry.map_tensors(graph, ours)
+    if files:
+        graph.graph.meta[_carry.EXTERNAL_KEY] = True
+    return graph
 
 
 def _make_constant(model: onnx_ir.Model) -> list[Change]:
-    """Take initializers off the inputs."""
+    """Take initializers off the inputs.
+
+    Raises:
+        InvalidModel: if one is declared with another element type than it holds.
+    """
     graph = model.graph
     feedable = [v for v in graph.inputs if str(v.name) in graph.initializers]
     if not feedable:
         return []
     for value in feedable:
-        graph.inputs.remove(value)
         assert value.const_value is not None
+        if value.dtype not in (None, value.const_value.dtype):
+            raise InvalidModel(
+                f"{quote(str(value.name))} is declared as {value.dtype} and holds {value.const_value.dtype}"
+            )
+        graph.inputs.remove(value)
         value.shape = onnx_ir.Shape(value.const_value.shape.numpy())
     model.ir_version = max(model.ir_version, 4)
     action = f"made {len(feedable)} initializers constant that are also listed as inputs"
@@ -238,6 +291,8 @@ def save(
         ModelError: if the target cannot be written, or 2 GB do not suffice without external data.
     """
     target = Path(path)
+    if not target.name or "\0" in str(target):
+        raise ModelError(f"{quote(str(path))} is no name for a file")
     external = external_data
     if external is None:
         external = bool(model.ir.graph.meta.get(_carry.EXTERNAL_KEY)) or _files.needs_external(model.ir)

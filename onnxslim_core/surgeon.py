@@ -1,27 +1,221 @@
 """The border with onnx-graphsurgeon: its graphs in and out, through protos.
 
-That library drops metadata, doc strings, quantization annotations and more without a word, and crashes on some types.
-What it would drop is said once per graph in a warning; what it would crash on, or silently change, is refused by name.
+That library drops metadata, doc strings, quantization annotations and more without a word, confuses values of the same
+name in different scopes, and crashes on some types. What it would drop is said in one warning; what it would crash on,
+or change without a word, is refused by name before it sees it.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import onnx
 import onnx_ir as ir
 
 from onnxslim_core import _carry
+from onnxslim_core._wellformed import quote
+from onnxslim_core.errors import InvalidModel, UnsupportedModel
 
 __all__ = ["from_ir", "to_ir"]
 
+logger = logging.getLogger(__name__)
 
-def to_ir(graph: object) -> ir.Model:
-    """The onnx_ir model of an `onnx_graphsurgeon.Graph`, which is not changed."""
+_ATTR = onnx.AttributeProto
+_ATTRIBUTES = {
+    _ATTR.FLOAT, _ATTR.INT, _ATTR.STRING, _ATTR.TENSOR, _ATTR.GRAPH, _ATTR.FLOATS, _ATTR.INTS, _ATTR.STRINGS,
+}  # fmt: skip
+"""The kinds of attributes that it keeps."""
+_LISTS = {_ATTR.FLOATS: "floats", _ATTR.INTS: "ints", _ATTR.STRINGS: "strings"}
+_TYPES = frozenset(
+    getattr(onnx.TensorProto, name)
+    for name in (
+        "FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "FLOAT8E4M3FN", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "INT8", "INT16",
+        "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "BOOL", "STRING", "COMPLEX64", "COMPLEX128",
+    )
+)  # fmt: skip
+"""Element types that it writes as it read them, even after their values were looked at."""
+_DEFAULT_IR_VERSION = 10
+"""For a graph that does not say one: onnx would write its newest, which a runtime of the same day may not read."""
+
+_said: set[str] = set()
+
+
+def to_ir(graph: Any) -> ir.Model:
+    """The onnx_ir model of an `onnx_graphsurgeon.Graph`, which is not changed.
+
+    Args:
+        graph: The graph; its nodes need not be sorted.
+
+    Raises:
+        InvalidModel: if the graph cannot be written, or is no valid model.
+    """
+    import onnx_graphsurgeon as gs
+    from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
+
+    try:
+        with _quiet():
+            proto = gs.export_onnx(graph, do_type_check=False, opset_imports=_imports(graph))
+    except (OnnxGraphSurgeonException, AssertionError, AttributeError, KeyError, TypeError, ValueError) as err:
+        reason = next((line for line in str(err).splitlines() if line.strip()), type(err).__name__)
+        raise InvalidModel(f"the onnx-graphsurgeon graph cannot be written: {reason[:200]}") from err
+    if graph.ir_version is None:
+        proto.ir_version = _DEFAULT_IR_VERSION
+    for function in proto.functions:
+        _one_standard_domain(function.opset_import)
+    return _carry.from_proto(proto)
+
+
+def from_ir(model: ir.Model) -> Any:
+    """An `onnx_graphsurgeon.Graph` of a model, which is not changed; warns of what that library drops.
+
+    Raises:
+        UnsupportedModel: if the model holds what that library crashes on or changes without a word.
+    """
     import onnx_graphsurgeon as gs
 
-    return _carry.from_proto(gs.export_onnx(graph))
+    proto = _carry.write(model)
+    for graph in _graphs(proto):
+        _refuse(graph)
+    for function in proto.functions:
+        if function.overload:
+            raise UnsupportedModel(f"onnx-graphsurgeon cannot hold the overload of function {quote(function.name)}")
+        _refuse_nodes(function.node)
+    _refuse_shadows(proto.graph, frozenset())
+    lost = _lost(proto, model)
+    if lost and (text := ", ".join(lost)) not in _said:
+        _said.add(text)
+        logger.warning("onnx-graphsurgeon drops from this model: %s", text)
+    with _quiet():
+        return gs.import_onnx(proto)
 
 
-def from_ir(model: ir.Model) -> object:
-    """An `onnx_graphsurgeon.Graph` of a model, which is not changed."""
-    import onnx_graphsurgeon as gs
+def _quiet() -> Any:
+    """A context in which that library does not print to stdout."""
+    from onnx_graphsurgeon.logger import G_LOGGER
 
-    return gs.import_onnx(_carry.write(model))
+    return G_LOGGER.suppress()
+
+
+def _imports(graph: Any) -> list[onnx.OperatorSetIdProto]:
+    """The opset imports of a graph: its own, and version 1 of every other domain that a node uses.
+
+    That library would add to the list it holds, which may be the user's proto, and would take `ai.onnx` for a domain
+    of its own.
+    """
+    own = graph.import_domains
+    found = {e.domain: e.version for e in own} if own is not None else {"": graph.opset}
+    nodes = [*graph.nodes, *(node for body in graph.subgraphs(recursive=True) for node in body.nodes)]
+    for node in nodes:
+        domain = node.domain or ""
+        if domain not in ("", "ai.onnx"):
+            found.setdefault(domain, 1)
+    if not {"", "ai.onnx"} & found.keys() and any((node.domain or "") in ("", "ai.onnx") for node in nodes):
+        found[""] = graph.opset
+    return [onnx.OperatorSetIdProto(domain=domain, version=version) for domain, version in found.items()]
+
+
+def _one_standard_domain(imports: Any) -> None:
+    """Drop the import of `ai.onnx` in version 1 that is added beside the one of the same domain's other name."""
+    if any(entry.domain == "" for entry in imports):
+        kept = [entry for entry in imports if entry.domain != "ai.onnx"]
+        del imports[:]
+        imports.extend(kept)
+
+
+def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The graph and all bodies, those in functions too."""
+    pending = [proto.graph]
+    pending += [attr.g for function in proto.functions for node in function.node for attr in node.attribute
+                if attr.type == _ATTR.GRAPH]  # fmt: skip
+    while pending:
+        graph = pending.pop()
+        yield graph
+        pending += [attr.g for node in graph.node for attr in node.attribute if attr.type == _ATTR.GRAPH]
+
+
+def _refuse(graph: onnx.GraphProto) -> None:
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        kind = info.type.WhichOneof("value")
+        if kind == "sequence_type" and info.type.sequence_type.elem_type.WhichOneof("value") == "tensor_type":
+            continue
+        if kind not in (None, "tensor_type"):
+            raise UnsupportedModel(f"onnx-graphsurgeon cannot hold the type of {quote(info.name)} ({kind})")
+    for tensor in graph.initializer:
+        _refuse_tensor(tensor, f"initializer {quote(tensor.name)}")
+    _refuse_nodes(graph.node)
+
+
+def _refuse_tensor(tensor: onnx.TensorProto, what: str) -> None:
+    if tensor.data_type not in _TYPES:
+        kind = onnx.TensorProto.DataType.Name(tensor.data_type)
+        raise UnsupportedModel(f"onnx-graphsurgeon cannot hold {what} of type {kind}")
+
+
+def _refuse_nodes(nodes: Sequence[onnx.NodeProto]) -> None:
+    for node in nodes:
+        where = f"of node {quote(node.name or next(iter(node.output), '?'))}"
+        if node.overload:
+            raise UnsupportedModel(f"onnx-graphsurgeon cannot hold the overload {where}")
+        for attr in node.attribute:
+            what = f"attribute {quote(attr.name)} {where}"
+            if attr.type not in _ATTRIBUTES:
+                kind = _ATTR.AttributeType.Name(attr.type)
+                raise UnsupportedModel(f"onnx-graphsurgeon cannot hold {what} of type {kind}")
+            if attr.ref_attr_name:
+                continue
+            if attr.type in _LISTS and not getattr(attr, _LISTS[attr.type]):
+                raise UnsupportedModel(f"onnx-graphsurgeon cannot write {what}, an empty list")
+            if attr.type == _ATTR.TENSOR:
+                _refuse_tensor(attr.t, what)
+            texts = [attr.s] if attr.type == _ATTR.STRING else attr.strings
+            try:
+                for text in texts:
+                    text.decode("utf-8")
+            except UnicodeDecodeError as err:
+                raise UnsupportedModel(f"onnx-graphsurgeon cannot read {what}, which is not UTF-8") from err
+
+
+def _refuse_shadows(graph: onnx.GraphProto, outer: frozenset[str]) -> None:
+    """Refuse names that a body defines again: that library would take the outer value for them."""
+    here = {info.name for info in graph.input} | {tensor.name for tensor in graph.initializer}
+    if twice := here & outer:
+        raise UnsupportedModel(f"onnx-graphsurgeon confuses {quote(min(twice))} with the outer value of that name")
+    inside = outer | here | {name for node in graph.node for name in node.output}
+    for node in graph.node:
+        for attr in node.attribute:
+            if attr.type == _ATTR.GRAPH:
+                _refuse_shadows(attr.g, inside)
+
+
+def _lost(proto: onnx.ModelProto, model: ir.Model) -> list[str]:
+    """What of a model that library drops, in words."""
+    graphs = list(_graphs(proto))
+    nodes = [node for graph in graphs for node in graph.node] + [n for f in proto.functions for n in f.node]
+    infos = [info for graph in graphs for info in (*graph.input, *graph.output, *graph.value_info)]
+    tensors = [t for graph in graphs for t in graph.initializer]
+    parts: list[Any] = [proto, *graphs, *nodes, *infos, *tensors, *proto.functions]
+    bodies = [body for body in graphs if body is not graphs[0]]
+    read = {name for graph in graphs for node in graph.node for name in node.input}
+    read |= {info.name for graph in graphs for info in graph.output}
+    weights = {t.name for t in proto.graph.initializer}
+    found = {
+        "metadata": any(part.metadata_props for part in parts),
+        "doc strings": any(p.doc_string for p in [proto, *nodes, *infos, *tensors]),
+        "the model's domain or version": bool(proto.domain or proto.model_version),
+        "quantization annotations": any(graph.quantization_annotation for graph in graphs),
+        "denotations": any(_has_denotation(info.type) for info in infos),
+        "training information": bool(proto.training_info),
+        "device configurations": bool(proto.configuration),
+        "unused initializers": any(name not in read for name in weights),
+        "inputs that have a default": any(v.is_initializer() for v in model.graph.inputs),
+        "the sharing of weights that several bodies read": any(
+            name in weights for body in bodies for node in body.node for name in node.input
+        ),
+    }
+    return [name for name, is_lost in found.items() if is_lost]
+
+
+def _has_denotation(proto: onnx.TypeProto) -> bool:
+    return bool(proto.denotation) or any(dim.denotation for dim in proto.tensor_type.shape.dim)

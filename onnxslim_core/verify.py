@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnxslim_core import _carry
 from onnxslim_core.graph import bodies, label_of
 
-__all__ = ["CHECKS", "Check", "Interface", "Port", "verify"]
+__all__ = ["CHECKS", "STRUCTURE", "Check", "Interface", "Port", "out_of_order", "verify"]
 
 _INLINE_BELOW = 1024
 """Initializers of fewer bytes keep their values when shapes are inferred, since shapes may be computed from them."""
@@ -111,7 +111,7 @@ def _defined(graph: _Owner) -> Iterator[ir.Value]:
         yield from (value for value in node.outputs if value.name != "")
 
 
-def is_sorted(model: ir.Model) -> list[str]:
+def out_of_order(model: ir.Model) -> list[str]:
     """Each node comes after what it reads."""
     found: list[str] = []
     seen: set[ir.Node] = set()
@@ -278,15 +278,16 @@ class Check:
     run: Callable[[ir.Model], list[str]]
 
 
-CHECKS = (
-    Check("sorted", is_sorted),
+STRUCTURE = (
+    Check("sorted", out_of_order),
     Check("single assignment", single_assignment),
     Check("no dangling value", no_dangling),
     Check("captures intact", captures_intact),
     Check("unique names", unique_names),
     Check("weights fit", weights_fit),
-    Check("types infer", infers),
 )
+"""The checks that look at the graph alone; linear in the nodes."""
+CHECKS = (*STRUCTURE, Check("types infer", infers))
 
 
 def verify(model: ir.Model, interface: Interface | None = None) -> list[str]:
