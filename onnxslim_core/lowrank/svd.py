@@ -1,0 +1,139 @@
+"""Truncated singular value decomposition of one weight matrix: W (d x n) ~ A (d x r) B (r x n).
+
+The product of the r largest singular triples is the best rank-r matrix in the Frobenius and in the spectral norm
+(Eckart and Young, 1936): the error is sqrt(sum of the dropped s_i^2) in the one and the first dropped s_i in the
+other. Without data no better choice is possible. It costs r (d + n) multiply-accumulates per row of the input instead
+of d n, so it saves where r < d n / (d + n).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = [
+    "Decomposition",
+    "Factors",
+    "break_even",
+    "decompose",
+    "rank_for_energy",
+    "rank_for_ratio",
+    "round_rank",
+    "truncated_svd",
+]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Factors:
+    """Two matrices whose product stands for one.
+
+    Attributes:
+        a: d x r, float64.
+        b: r x n, float64.
+        kept_energy: Sum of the kept s_i^2 over the sum of all, in [0, 1].
+        first_dropped: The largest singular value left out, which is the spectral norm of W - A B; 0 at full rank.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    kept_energy: float
+    first_dropped: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decomposition:
+    """W = U diag(s) V', thin: U is d x k, s has k = min(d, n) elements in falling order, V' is k x n; float64."""
+
+    u: np.ndarray
+    s: np.ndarray
+    vt: np.ndarray
+
+    def energy(self) -> np.ndarray:
+        """Share of the energy kept at each rank 1 ... k; all ones for a matrix of zeros."""
+        # scaled by the largest, since the squares of subnormal or huge values leave float64
+        squares = (self.s / (self.s[0] or 1.0)) ** 2
+        total = float(squares.sum())
+        return np.asarray(np.cumsum(squares) / total if total > 0 else np.ones_like(squares))
+
+    def factors(self, rank: int) -> Factors:
+        """The best product of a given rank; sqrt(s) goes to each side, so that both are of like scale.
+
+        Args:
+            rank: 1 to k.
+        """
+        if not 1 <= rank <= self.s.size:
+            raise ValueError(f"rank must lie between 1 and {self.s.size}, found {rank}")
+        root = np.sqrt(self.s[:rank])
+        dropped = float(self.s[rank]) if rank < self.s.size else 0.0
+        return Factors(self.u[:, :rank] * root, root[:, None] * self.vt[:rank], float(self.energy()[rank - 1]), dropped)
+
+
+def decompose(weight: np.ndarray) -> Decomposition:
+    """All singular triples of a matrix, computed in float64 whatever its type.
+
+    Args:
+        weight: d x n, finite.
+    """
+    if weight.ndim != 2 or 0 in weight.shape:
+        raise ValueError(f"a matrix is needed, found the shape {weight.shape}")
+    wide = weight.astype(np.float64)
+    if not np.isfinite(wide).all():
+        raise ValueError("the matrix holds inf or nan")
+    return Decomposition(*np.linalg.svd(wide, full_matrices=False))
+
+
+def truncated_svd(weight: np.ndarray, rank: int) -> Factors:
+    """The two factors of the best approximation of a rank.
+
+    Args:
+        weight: d x n, any float type; the decomposition is done in float64.
+        rank: 1 to min(d, n).
+    """
+    return decompose(weight).factors(rank)
+
+
+def rank_for_energy(singular_values: np.ndarray, energy: float) -> int:
+    """The smallest rank that keeps a share of the energy.
+
+    Args:
+        singular_values: In falling order.
+        energy: In (0, 1].
+    """
+    kept = Decomposition(np.empty((0, 0)), singular_values, np.empty((0, 0))).energy()
+    # the sum may end at 1 - 1e-16
+    return int(np.searchsorted(kept, min(energy, float(kept[-1])))) + 1
+
+
+def rank_for_ratio(rows: int, columns: int, ratio: float) -> int:
+    """The largest rank at which a share of the multiply-accumulates is gone: r (d + n) <= (1 - ratio) d n.
+
+    Args:
+        rows: d.
+        columns: n.
+        ratio: The share removed, in [0, 1).
+
+    Returns:
+        0 where not even one is left.
+    """
+    # a hair more, so that a product that is whole in decimals does not fall below it in binary
+    return int((1.0 - ratio) * rows * columns / (rows + columns) + 1e-9)
+
+
+def break_even(rows: int, columns: int) -> int:
+    """The largest rank at which two factors take fewer multiply-accumulates (and weights) than one matrix."""
+    return (rows * columns - 1) // (rows + columns)
+
+
+def round_rank(rank: int, grid: int | None, *, up: bool) -> int:
+    """A rank on the grid of widths that run fast.
+
+    Args:
+        rank: At least 1.
+        grid: Multiples of this; None takes 16 from 32 on, 8 from 8 on and 1 below (blocks of a CPU's vectors).
+        up: To the next multiple; else to the one before, but never to 0.
+    """
+    step = grid or (16 if rank >= 32 else 8 if rank >= 8 else 1)
+    if up:
+        return -(-rank // step) * step
+    return rank // step * step or rank

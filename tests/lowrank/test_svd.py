@@ -1,0 +1,183 @@
+"""Factors against what defines them: nothing of the same rank is nearer, in either norm (Eckart and Young)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxslim_core.lowrank.ranks import Offers, ranks_for_target
+from onnxslim_core.lowrank.svd import (
+    break_even,
+    decompose,
+    rank_for_energy,
+    rank_for_ratio,
+    round_rank,
+    truncated_svd,
+)
+
+
+def _matrix(rows: int, columns: int, seed: int = 0) -> np.ndarray:
+    """Singular values that fall, so that truncation is not the same everywhere."""
+    rng = np.random.default_rng(seed)
+    left = np.linalg.qr(rng.standard_normal((rows, min(rows, columns))))[0]
+    right = np.linalg.qr(rng.standard_normal((columns, min(rows, columns))))[0]
+    return np.asarray((left * 0.8 ** np.arange(min(rows, columns))) @ right.T)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(20, 13), (13, 20), (9, 9)])
+@pytest.mark.parametrize("rank", [1, 4, 8])
+def test_error_is_what_was_dropped(rows: int, columns: int, rank: int) -> None:
+    weight = _matrix(rows, columns)
+    found = truncated_svd(weight, rank)
+    error = weight - found.a @ found.b
+    values = 0.8 ** np.arange(min(rows, columns))
+    assert found.a.shape == (rows, rank)
+    assert found.b.shape == (rank, columns)
+    assert np.linalg.norm(error, 2) == pytest.approx(values[rank], rel=1e-9)
+    assert found.first_dropped == pytest.approx(values[rank], rel=1e-9)
+    assert np.linalg.norm(error) ** 2 == pytest.approx((values[rank:] ** 2).sum(), rel=1e-9)
+    assert found.kept_energy == pytest.approx((values[:rank] ** 2).sum() / (values**2).sum(), rel=1e-9)
+
+
+def test_no_other_product_of_the_rank_is_nearer() -> None:
+    weight, rank, rng = _matrix(15, 12), 4, np.random.default_rng(1)
+    found = truncated_svd(weight, rank)
+    best = np.linalg.norm(weight - found.a @ found.b)
+    best_spectral = np.linalg.norm(weight - found.a @ found.b, 2)
+    for scale in (1e-6, 1e-3, 1e-1, 1.0):
+        for _ in range(50):
+            # any column space, with the factor that fits it best: a random start and one near the optimum
+            a = found.a + scale * rng.standard_normal(found.a.shape)
+            b = np.linalg.lstsq(a, weight, rcond=None)[0]
+            assert np.linalg.norm(weight - a @ b) >= best * (1 - 1e-12)
+            assert np.linalg.norm(weight - a @ b, 2) >= best_spectral * (1 - 1e-9)
+
+
+def test_alternating_least_squares_from_afar_ends_at_the_same_error() -> None:
+    weight, rank = _matrix(15, 12), 3
+    a = np.random.default_rng(2).standard_normal((15, rank))
+    for _ in range(300):
+        b = np.linalg.lstsq(a, weight, rcond=None)[0]
+        a = np.linalg.lstsq(b.T, weight.T, rcond=None)[0].T
+    found = truncated_svd(weight, rank)
+    assert np.linalg.norm(weight - a @ b) == pytest.approx(np.linalg.norm(weight - found.a @ found.b), rel=1e-6)
+
+
+def test_full_rank_gives_the_matrix_back() -> None:
+    weight = _matrix(7, 5)
+    found = truncated_svd(weight, 5)
+    assert np.allclose(found.a @ found.b, weight, atol=1e-14)
+    assert found.first_dropped == 0.0
+    assert found.kept_energy == pytest.approx(1.0)
+
+
+def test_float16_is_decomposed_in_float64() -> None:
+    weight = (_matrix(40, 30) * 100).astype(np.float16)
+    found = truncated_svd(weight, 10)
+    assert found.a.dtype == found.b.dtype == np.float64
+    error = np.linalg.norm(weight.astype(np.float64) - found.a @ found.b, 2)
+    assert error == pytest.approx(found.first_dropped, rel=1e-9)
+
+
+def test_both_factors_are_of_like_scale() -> None:
+    found = truncated_svd(_matrix(30, 20) * 1e6, 5)
+    assert np.linalg.norm(found.a) == pytest.approx(np.linalg.norm(found.b), rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
+def test_energy_does_not_leave_float64(scale: float) -> None:
+    energy = decompose(_matrix(9, 9) * scale).energy()
+    assert energy[-1] == pytest.approx(1.0)
+    assert (np.diff(energy) > 0).all()
+    assert energy[0] == pytest.approx(1 / (0.64 ** np.arange(9)).sum(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("energy", "rank"), [(0.1, 1), (0.5, 1), (0.500001, 2), (0.9, 3), (0.95, 3), (0.96, 4), (1.0, 4)]
+)
+def test_rank_for_energy_is_the_smallest_that_keeps_it(energy: float, rank: int) -> None:
+    values = np.sqrt([0.5, 0.25, 0.2, 0.05])  # kept: .5, .75, .95, 1
+    assert rank_for_energy(values, energy - 1e-9) == rank
+
+
+def test_rank_for_energy_of_a_deficient_matrix_stops_at_its_rank() -> None:
+    assert rank_for_energy(np.array([2.0, 1.0, 0.0, 0.0]), 1.0) == 2
+    assert rank_for_energy(np.zeros(3), 0.5) == 1
+
+
+@pytest.mark.parametrize("rows", [1, 5, 64, 384, 25088])
+@pytest.mark.parametrize("columns", [1, 48, 64, 1536])
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.75])
+def test_rank_for_ratio_is_the_largest_that_saves_it(rows: int, columns: int, ratio: float) -> None:
+    rank = rank_for_ratio(rows, columns, ratio)
+    allowed = (1 - ratio) * rows * columns * (1 + 1e-9)
+    assert rank * (rows + columns) <= allowed
+    assert (rank + 1) * (rows + columns) > allowed * (1 - 1e-8)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 9), (2, 2), (3, 6), (6, 3), (64, 48), (25088, 64)])
+def test_break_even_is_the_largest_rank_that_saves_anything(rows: int, columns: int) -> None:
+    rank = break_even(rows, columns)
+    assert rank * (rows + columns) < rows * columns
+    assert (rank + 1) * (rows + columns) >= rows * columns
+
+
+@pytest.mark.parametrize(
+    ("rank", "grid", "up", "rounded"),
+    [
+        (31, None, False, 24),
+        (33, None, False, 32),
+        (33, None, True, 48),
+        (9, None, True, 16),
+        (5, None, True, 5),
+        (5, None, False, 5),
+        (5, 4, True, 8),
+        (3, 4, False, 3),
+        (7, 1, True, 7),
+    ],
+)
+def test_ranks_lie_on_the_grid(rank: int, grid: int | None, up: bool, rounded: int) -> None:
+    assert round_rank(rank, grid, up=up) == rounded
+
+
+@pytest.mark.parametrize("weight", [np.ones(4), np.ones((0, 3)), np.array([[1.0, np.nan]]), np.array([[np.inf]])])
+def test_what_has_no_singular_values_is_refused(weight: np.ndarray) -> None:
+    with pytest.raises(ValueError):
+        decompose(weight)
+
+
+@pytest.mark.parametrize("rank", [0, 4, -1])
+def test_ranks_out_of_range_are_refused(rank: int) -> None:
+    with pytest.raises(ValueError):
+        truncated_svd(np.eye(3), rank)
+
+
+def _loss(offers: list[Offers], ranks: list[int]) -> tuple[float, float]:
+    cost = loss = 0.0
+    for matrix, rank in zip(offers, ranks, strict=True):
+        rows, columns = matrix.sizes
+        cost += matrix.cost * (rank * (rows + columns) / (rows * columns) if rank else 1.0)
+        loss += 1 - float(matrix.energy[rank - 1]) if rank else 0.0
+    return cost, loss
+
+
+@pytest.mark.parametrize("target", [0.3, 0.5, 0.7, 0.9])
+def test_target_is_met_and_nearly_as_well_as_by_trying_everything(target: float) -> None:
+    offers = [
+        Offers((12, 10), decompose(_matrix(12, 10, seed) ** power).energy(), cost)
+        for seed, power, cost in ((0, 1, 500.0), (1, 3, 1000.0), (2, 1, 200.0))
+    ]
+    found = _loss(offers, ranks_for_target(offers, target, 1))
+    total = sum(matrix.cost for matrix in offers)
+    tried = [_loss(offers, [a, b, c]) for a in range(6) for b in range(6) for c in range(6)]
+    best = min(loss for cost, loss in tried if cost <= target * total)
+    # one step more of the dearest matrix is what greedy may be off by
+    slack = min(loss for cost, loss in tried if cost <= target * total - 1000 * 22 / 120)
+    assert found[0] <= target * total
+    assert best - 1e-12 <= found[1] <= slack + 1e-12
+
+
+def test_a_target_out_of_reach_takes_the_cheapest() -> None:
+    matrix = Offers((64, 48), decompose(_matrix(64, 48)).energy(), 1.0)
+    assert ranks_for_target([matrix], 0.001, None) == [1]
+    assert ranks_for_target([], 0.5) == []
