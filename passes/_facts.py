@@ -61,6 +61,14 @@ class Facts:
         found = self._arrays.get(value)
         return array_of(value) if found is None else found
 
+    def is_constant(self, value: ir.Value) -> bool:
+        """True where `array` has an answer; does not read the weight."""
+        producer = value.producer()
+        if value in self._arrays or is_op(producer, "Constant"):
+            return True
+        plain = producer is None and value.const_value is not None
+        return plain and value.is_initializer() and not value.is_graph_input()
+
     def elem_type(self, value: ir.Value | None) -> int | None:
         """The number of the element type in `TensorProto.DataType`, or None where it is not known or no tensor."""
         kind = self._type(value)

@@ -32,15 +32,13 @@ from ._control import unique_names
 from ._facts import Facts, learn_all
 from ._functions import inline_functions, same_opsets
 from ._merge import deterministic, merge_nodes, merge_weights
+from ._record import records
 from ._tidy import NEEDS_FACTS, Tidy, idle_nodes, inference_mode
 
 __all__ = ["Normalize"]
 
 _ROUNDS = 100
 """Each round undoes at least one level of nesting; nobody nests deeper."""
-
-_SHOWN = 8
-"""Names of a group of equal changes that go on record."""
 
 
 @final
@@ -78,7 +76,7 @@ class Normalize:
         else:
             raise InternalError("does not come to an end", self.name)
         _note(done, "removed unused", "opset import", _drop_imports(model))
-        return _records(self.name, done, refused, saved)
+        return records(self.name, done, refused, saved)
 
     def _round(self, model: ir.Model, names: Names) -> tuple[Tidy, dict[str, list[str]], int]:
         """One round: the rules, what was done by merging and removing, and the bytes of the weights that went."""
@@ -99,22 +97,6 @@ class Normalize:
 def _note(done: dict[str, list[str]], verb: str, noun: str, places: list[str]) -> None:
     if places:
         done.setdefault(f"{verb} {noun}", []).extend(places)
-
-
-def _records(
-    name: str, done: dict[str, list[str]], refused: dict[tuple[str, str], list[str]], saved: int
-) -> list[Change]:
-    """One record per kind of thing, with a count and the first names."""
-    changes = [
-        Change(name, tuple(places[:_SHOWN]), action, details={"count": len(places)}) for action, places in done.items()
-    ]
-    if saved:
-        changes.append(Change(name, (), "dropped weights", bytes_saved=saved))
-    for (guard, reason), places in refused.items():
-        unique = list(dict.fromkeys(places))
-        where, count = tuple(unique[:_SHOWN]), len(unique)
-        changes.append(Change(name, where, "left alone", reason=reason, guard=guard, details={"count": count}))
-    return changes
 
 
 def _sort(model: ir.Model) -> list[str]:
