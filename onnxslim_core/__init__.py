@@ -1,12 +1,93 @@
-"""Make an ONNX model smaller and faster on an x86 CPU, and prove that it still answers the same."""
+"""Make an ONNX model smaller and faster on an x86 CPU, and prove that it still answers the same.
+
+    import onnxslim_core as osc
+    result = osc.compress("net.onnx", recipe=osc.Recipe.preset("balanced"), data="samples.npz")
+    result.save("small.onnx")
+
+The public names load on first use, so that the import itself is quick.
+"""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxslim_core._public import benchmark, compare, inspect
+    from onnxslim_core.errors import (
+        BudgetError,
+        DataError,
+        InternalError,
+        InvalidModel,
+        MeasureError,
+        ModelError,
+        RecipeError,
+        SlimError,
+        UnsupportedModel,
+    )
+    from onnxslim_core.model import Model, load, save
+    from onnxslim_core.pipeline import Result, compress
+    from onnxslim_core.recipe import Budget, Recipe, load_budget
+    from onnxslim_core.report import Report
+    from onnxslim_core.verdict import Verdict, gate
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Budget",
+    "BudgetError",
+    "DataError",
+    "InternalError",
+    "InvalidModel",
+    "MeasureError",
+    "Model",
+    "ModelError",
+    "Recipe",
+    "RecipeError",
+    "Report",
+    "Result",
+    "SlimError",
+    "UnsupportedModel",
+    "Verdict",
+    "__version__",
+    "benchmark",
+    "compare",
+    "compress",
+    "gate",
+    "inspect",
+    "load",
+    "load_budget",
+    "save",
+]
+
+_HOMES = {
+    "_public": ("benchmark", "compare", "inspect"),
+    "errors": (
+        *("BudgetError", "DataError", "InternalError", "InvalidModel", "MeasureError", "ModelError"),
+        *("RecipeError", "SlimError", "UnsupportedModel"),
+    ),
+    "model": ("Model", "load", "save"),
+    "pipeline": ("Result", "compress"),
+    "recipe": ("Budget", "Recipe", "load_budget"),
+    "report": ("Report",),
+    "verdict": ("Verdict", "gate"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 # A checkout keeps the passes one level up, a wheel keeps them here.
 _root = Path(__file__).resolve().parent.parent
 if (_root / "passes" / "__init__.py").is_file() and (_root / "pyproject.toml").is_file():
     __path__.append(str(_root))
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'onnxslim_core' has no attribute '{name}'")
+    found: object = getattr(importlib.import_module(f"onnxslim_core.{_HOME[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
