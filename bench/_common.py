@@ -5,6 +5,7 @@ A result says which machine, versions and command it comes from, and holds no pa
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -18,8 +19,9 @@ import numpy as np
 import onnx
 
 RESULTS = Path(__file__).resolve().parent / "results"
+sys.path.insert(0, str(RESULTS.parent.parent))  # a bench measures the checkout it lies in, installed or not
 
-VERSIONS = ("onnxslim-core", "numpy", "onnx", "onnx-ir", "onnxruntime")
+VERSIONS = ("numpy", "onnx", "onnx-ir", "onnxruntime")
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
 
 
@@ -35,16 +37,13 @@ def cpu_name() -> str:
 
 
 def versions(packages: Iterable[str] = VERSIONS) -> dict[str, str]:
-    """Versions of the packages that are installed here; our own where it runs from a checkout."""
-    found = {"python": platform.python_version()}
-    for name in packages:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            if name == "onnxslim-core":
-                from onnxslim_core import __version__
+    """Our own version and those of the packages that are installed."""
+    from onnxslim_core import __version__
 
-                found[name] = __version__
+    found = {"python": platform.python_version(), "onnxslim-core": __version__}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
     return found
 
 

@@ -60,9 +60,7 @@ class Demo:
         report = self.result.report
         console.print()
         console.print("[bold]A network that reads handwritten digits, as PyTorch exported it[/]")
-        console.print(
-            "residual blocks, a Concat, a depthwise Conv; trained by a recipe that lets some channels fall silent\n"
-        )
+        console.print("with residual blocks, a Concat, a depthwise Conv and channels that training silenced\n")
         console.print(_table(self))
         console.print()
         console.print("[bold]What was done[/]")
@@ -132,14 +130,14 @@ def _table(demo: Demo) -> Table:
     table.add_column("", style="dim")
     before, after = (100 * n / demo.images for n in demo.right)
     points = f"{after - before:+.2f} points" if demo.right[0] != demo.right[1] else "="
-    table.add_row("right answers", f"{before:.2f} %", f"{after:.2f} %", points, f"{demo.images} images it never saw")
-    table.add_row("same answer", "", f"{100 * demo.same / demo.images:.2f} %", "", "as the original gives")
+    table.add_row("right answers", f"{before:.2f} %", f"{after:.2f} %", points, f"{demo.images} unseen images")
+    table.add_row("same answer", "", f"{100 * demo.same / demo.images:.2f} %", "", "as before")
     if report.fidelity is not None:
         output = report.fidelity["logits"]
-        table.add_row("cosine of the scores", "", f"{output.cosine:.4f}", "", "1 is equal")
+        table.add_row("cosine of scores", "", f"{output.cosine:.4f}", "", "1 is equal")
     if (time := report.latency) is not None:
-        reading = "faster" if time.high < 1 else "slower" if time.low > 1 else "no clear difference"
-        interval = f"{reading}; 95 % interval {time.low:.2f} to {time.high:.2f}"
+        reading = "faster" if time.high < 1 else "slower" if time.low > 1 else "unclear"
+        interval = f"{time.low:.2f} to {time.high:.2f}: {reading}"
         table.add_row(
             "time", f"{time.reference_ms:.3f} ms", f"{time.candidate_ms:.3f} ms", f"x {time.ratio:.2f}", interval
         )
@@ -147,7 +145,7 @@ def _table(demo: Demo) -> Table:
     if report.cost_before is not None and report.cost_after is not None:
         pair = (report.cost_before, report.cost_after)
         table.add_row("weights", *_pair(pair[0].params, pair[1].params, 1e3, "K"))
-        table.add_row("multiplications", *_pair(pair[0].macs, pair[1].macs, 1e6, "M"), "per image")
+        table.add_row("MACs", *_pair(pair[0].macs, pair[1].macs, 1e6, "M"), "per image")
     return table
 
 
@@ -175,14 +173,14 @@ def _gallery(demo: Demo) -> Table:
     from rich import box
     from rich.table import Table
 
-    title = f"The answers that changed ({demo.images - demo.same} of {demo.images})"
+    title = f"The answers that changed: {demo.images - demo.same} of {demo.images} (label: before → after)"
     table = Table(box=box.SIMPLE, title=title, title_style="bold", title_justify="left", show_header=False)
     pictures, captions = [], []
     for image, (label, before, after) in zip(demo.changed, demo.digits, strict=True):
         table.add_column(no_wrap=True)
         shades = np.rint(image * 4).astype(int)
         pictures.append("\n".join("".join(2 * " ░▒▓█"[shade] for shade in row) for row in shades))
-        captions.append(f"a {label}: before {before}, after {after}")
+        captions.append(f"{label}: {before} → {after}")
     table.add_row(*pictures)
     table.add_row(*captions)
     return table
