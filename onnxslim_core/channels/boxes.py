@@ -20,6 +20,7 @@ __all__ = ["Classes", "Outcome", "View", "free_share", "inner", "settle", "whole
 Ints = NDArray[np.int32]
 Flags = NDArray[np.bool_]
 
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
     """What one way to decide a component leaves.
@@ -239,7 +240,7 @@ def _pin_whole(of: Ints, pinned: Flags, arrays: list[Labels]) -> Flags:
     return pinned
 
 
-def _decide(of: Ints, pinned: Flags, rels: list[Rel], arrays: list[Labels], view: View) -> tuple[Ints, Flags]:
+def _decide(of: Ints, pinned: Flags, rels: list[Rel], arrays: list[Labels], value: _Value) -> tuple[Ints, Flags]:
     """One component: number its classes from 0, try, keep the best, until no choice is open."""
     everything = [of[array].reshape(-1) for array in arrays]
     everything += [of[rel.coarse] for rel in rels] + [of[rel.fine].reshape(-1) for rel in rels]

@@ -20,7 +20,7 @@ from onnxslim_core.ops.atoms import Labels, Reason
 from onnxslim_core.ops.flow import Flow, ShapesLike, Sink, Use, Work
 from onnxslim_core.rewrite import Sample
 
-__all__ = ["ChannelGraph", "Group", "analyse", "atom_mass"]
+__all__ = ["ChannelGraph", "Group", "analyse", "atom_mass", "signatures"]
 
 Ints = NDArray[np.int32]
 
@@ -33,7 +33,7 @@ class Group:
         name: The node that makes them, or the first tensor that holds them.
         classes: What goes together, smallest first; shape (n,). Each counts once against the width.
         free: For each class whether it can go; shape (n,).
-        atoms: How many atoms go with one class, on average.
+        unit: Channels that one class has along the axis that makes them: 1, or more for heads and groups.
         producers: Nodes that make the channels.
         consumers: Nodes that sum over them.
         reason: Why classes that are not free stay; None where all are free.
@@ -42,7 +42,7 @@ class Group:
     name: str
     classes: Ints
     free: NDArray[np.bool_]
-    atoms: float
+    unit: int
     producers: tuple[ir.Node, ...]
     consumers: tuple[ir.Node, ...]
     reason: Reason | None
@@ -106,7 +106,9 @@ class ChannelGraph:
     @cached_property
     def class_params(self) -> NDArray[np.float64]:
         """Elements that go with each class alone; shape (atoms,), indexed by class."""
-        return np.bincount(self.classes.of, atom_mass(self.flow), len(self.classes.of))
+        total = np.zeros(len(self.classes.of))
+        np.add.at(total, self.classes.of, atom_mass(self.flow))
+        return total
 
     @cached_property
     def class_macs(self) -> NDArray[np.float64]:
@@ -148,11 +150,13 @@ def _left(size: float, factors: Sequence[Labels], gone: NDArray[np.bool_] | None
     if gone is None:
         return float(size)
     for labels in factors:
-        size *= 1.0 - float(gone[labels].mean())
+        went = gone[labels]
+        rows = ~went.all(axis=-1) if labels.ndim > 1 else slice(None)
+        size *= 1.0 - float(went[rows].mean()) if went[rows].size else 0.0
     return float(size)
 
 
-def _signatures(channels: ChannelGraph) -> NDArray[np.uint64]:
+def signatures(channels: ChannelGraph) -> NDArray[np.uint64]:
     """A number per class that is equal for classes that appear in the same tensors."""
     atoms = channels.flow.atoms
     rng = np.random.default_rng(0)
@@ -182,20 +186,18 @@ def _groups(channels: ChannelGraph) -> list[Group]:
     if not made:
         return []
     roots = np.unique(np.concatenate(made))
-    counts = np.bincount(of, minlength=len(of))
-    signature = _signatures(channels)[roots]
+    signature = signatures(channels)[roots]
     _, first, which = np.unique(signature, return_index=True, return_inverse=True)
     groups = []
     for number in np.argsort(first, kind="stable"):
         classes = roots[which == number]
-        groups.append(_group(channels, classes, counts, makers, readers))
+        groups.append(_group(channels, classes, makers, readers))
     return groups
 
 
 def _group(
     channels: ChannelGraph,
     classes: Ints,
-    counts: NDArray[np.int64],
     makers: dict[int, dict[ir.Node, None]],
     readers: dict[int, dict[ir.Node, None]],
 ) -> Group:
@@ -205,7 +207,9 @@ def _group(
     stuck = classes[~free]
     reason = channels.classes.reasons.get(int(stuck[0])) if stuck.size else None
     name = verbs.label_of(producers[0]) if producers else f"channels {classes[0]}"
-    return Group(name, classes, free, float(counts[classes].mean()), producers, consumers, reason)
+    first = next(use for use in channels.uses if use.role == "out" and np.isin(channels.of(use.labels), classes).any())
+    unit = max(1, round(float(np.isin(channels.of(first.labels), classes).sum()) / len(classes)))
+    return Group(name, classes, free, unit, producers, consumers, reason)
 
 
 def analyse(

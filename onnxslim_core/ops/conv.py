@@ -73,7 +73,7 @@ def _grouped(flow: Flow, node: ir.Node, row: Labels | None, count: int, macs: in
         flow.sink(node, 0, inside, 1, 0 if _transposed(node) else None)
     if not _transposed(node):
         flow.use(node, 1, 0, fresh, "out")
-    flow.work(node, macs, fresh, *([] if row is None else [row.reshape(groups, -1)[0]]))
+    flow.work(node, macs, fresh, None if row is None else row.reshape(groups, -1))
     return fresh
 
 
@@ -116,6 +116,15 @@ def weight_rows(flow: Flow, node: ir.Node) -> np.ndarray | None:
         return array.reshape(groups, array.shape[0] // groups, -1)
     rows = array.reshape(groups, array.shape[0] // groups, array.shape[1], -1)
     return np.ascontiguousarray(rows.transpose(0, 2, 1, 3)).reshape(groups, array.shape[1], -1)
+
+
+def from_rows(node: ir.Node, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `weight_rows`: weights of the shape that the node reads."""
+    if _transposed(node):
+        return rows.reshape(shape)
+    groups = _group(node)
+    split = rows.reshape(groups, shape[1], shape[0] // groups, -1)
+    return np.ascontiguousarray(split.transpose(0, 2, 1, 3)).reshape(shape)
 
 
 def _value(consts: Consts, node: ir.Node) -> None:

@@ -75,7 +75,10 @@ class Sink:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """Multiply-adds of a node: `macs` in full; each factor is a label array, of which a share is kept."""
+    """Multiply-adds of a node: `macs` in full; each factor is a label array, of which a share is kept.
+
+    Of a factor (rows, n) the share is taken over the rows that are not gone altogether (groups of a Conv).
+    """
 
     node: ir.Node
     macs: int
@@ -117,12 +120,15 @@ class Flow:
     works: list[Work] = field(default_factory=list)
     ties: dict[tuple[ir.Value, int], Labels] = field(default_factory=dict)
     frozen: list[Reason] = field(default_factory=list)
+    extra: dict[ir.Value, tuple[int, ...]] = field(default_factory=dict)
+    unseen: list[Labels] = field(default_factory=list)
+    """Labels that meet numbers of a constant which no `Use` tells about."""
 
     # ------------------------------------------------------------------ reading
     def shape(self, value: ir.Value | None) -> tuple[int, ...]:
         """The concrete shape of a value."""
         assert value is not None
-        return self.shapes.shape[value]
+        return self.extra[value] if value in self.extra else self.shapes.shape[value]
 
     def is_constant(self, value: ir.Value | None) -> bool:
         """True for an initializer that nobody may feed, and for what is computed from such alone."""
@@ -204,10 +210,17 @@ class Flow:
                 vector = result.transpose((along, *others)).reshape(result.shape[along], -1)
                 if (vector == vector[:, :1]).all():
                     self.uses.append(Use(node, index, axis, vector[:, 0], "carry"))
+                else:
+                    self.unseen.append(vector)
+
+    def adopt(self, made: ir.Value, like: ir.Value) -> None:
+        """Treat a new constant as one that was there during the walk."""
+        self.constants.add(made)
+        self.extra[made] = self.shape(like)
 
     def work(self, node: ir.Node, macs: int, *factors: Labels | None) -> None:
         """Note the multiply-adds of a node."""
-        self.works.append(Work(node, macs, tuple(f.reshape(-1) for f in factors if f is not None and f.size > 1)))
+        self.works.append(Work(node, macs, tuple(f for f in factors if f is not None and f.size > 1)))
 
     def freeze(self, node: ir.Node, text: str, values: Sequence[ir.Value | None] | None = None) -> None:
         """What the node reads stays, and what it makes stays; `text` says why."""

@@ -10,7 +10,7 @@ from onnxslim_core.ops.consts import Consts, evaluate
 from onnxslim_core.ops.cut import Cut
 from onnxslim_core.ops.flow import Flow, Rule
 
-__all__ = ["RULES"]
+__all__ = ["NUMERIC", "RULES"]
 
 
 def _label(flow: Flow, node: ir.Node) -> None:
@@ -53,6 +53,8 @@ def _label_batchnorm(flow: Flow, node: ir.Node) -> None:
         if labels.shape[0] == 1 and (column == column[:, :1]).all():
             for index in range(1, 5):
                 flow.use(node, index, 0, np.ascontiguousarray(column[:, 0]), "carry")
+        else:
+            flow.unseen.append(labels)
 
 
 def _cut_batchnorm(cut: Cut, node: ir.Node) -> None:
@@ -107,7 +109,7 @@ def _cut_scaled(cut: Cut, node: ir.Node) -> None:
             cut.constant(node, index, {0: keep})
 
 
-_NUMERIC = (
+NUMERIC = (
     *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Elu", "Erf"),
     *("Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Mish", "Neg", "Reciprocal", "Relu"),
     *("Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan"),
@@ -115,7 +117,7 @@ _NUMERIC = (
 )
 _OPAQUE = ("IsInf", "IsNaN", "Not", "BitwiseNot", "CastLike")
 RULES = {
-    **{op: Rule(_label, None, _value) for op in _NUMERIC},
+    **{op: Rule(_label, None, _value) for op in NUMERIC},
     **{op: Rule(_label) for op in _OPAQUE},
     "Identity": Rule(_label, None, _same),
     "Dropout": Rule(_label, None, _same),

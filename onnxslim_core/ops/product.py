@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxslim_core import graph as verbs
 from onnxslim_core.ops.atoms import Labels
@@ -17,7 +18,9 @@ from onnxslim_core.ops.cut import Cut
 from onnxslim_core.ops.flow import Flow, Rule
 from onnxslim_core.ops.join import join
 
-__all__ = ["RULES"]
+__all__ = ["EMBEDDING", "RULES", "from_rows", "weight_rows"]
+
+Array = NDArray[np.generic]
 
 
 def _axes(node: ir.Node, constant: int, rank: int) -> tuple[int, int]:
@@ -30,15 +33,19 @@ def _axes(node: ir.Node, constant: int, rank: int) -> tuple[int, int]:
     return (-1, -2) if constant == 1 else (-2, -1)
 
 
-def _side(flow: Flow, node: ir.Node, index: int, rank: int) -> Labels:
-    """Labels of an operand in the rank of the result, as MatMul sees it."""
-    labels = flow.labels(node.inputs[index])
-    assert labels is not None
+def _side(node: ir.Node, array: Array, index: int, rank: int) -> Array:
+    """An array shaped like the labels of operand `index`, in the rank of the result, as MatMul sees it."""
     if node.op_type == "Gemm" and verbs.attribute(node, "transA" if index == 0 else "transB", 0):
-        labels = labels.T
-    if labels.ndim == 1:
-        labels = labels.reshape((1, -1) if index == 0 else (-1, 1))
-    return labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
+        array = array.T
+    if array.ndim == 1:
+        array = array.reshape((1, -1) if index == 0 else (-1, 1))
+    return array.reshape((1,) * (rank - array.ndim) + array.shape)
+
+
+def _spread(node: ir.Node, array: Array, index: int, rank: int) -> Array:
+    """The same in [batch..., M, N, K]: the left operand is 1 along N, the right one along M."""
+    side = _side(node, array, index, rank)
+    return np.expand_dims(side, rank - 1) if index == 0 else np.expand_dims(side.swapaxes(-1, -2), rank - 2)
 
 
 def _label(flow: Flow, node: ir.Node) -> None:
@@ -67,7 +74,9 @@ def _label(flow: Flow, node: ir.Node) -> None:
 
 
 def _with_constant(flow: Flow, node: ir.Node, constant: int, rank: int, macs: int) -> Labels:
-    labels = _side(flow, node, 1 - constant, rank)
+    given = flow.labels(node.inputs[1 - constant])
+    assert given is not None
+    labels = np.asarray(_side(node, given, 1 - constant, rank), np.int32)
     summed, made = (rank - 1, rank - 1) if constant == 1 else (rank - 2, rank - 2)
     w_shape = flow.shape(node.inputs[constant])
     out_axis, in_axis = _axes(node, constant, len(w_shape))
@@ -82,7 +91,7 @@ def _with_constant(flow: Flow, node: ir.Node, constant: int, rank: int, macs: in
     if len(w_shape) == 1:
         return rest_labels
     new = flow.make(node, constant, out_axis % len(w_shape))
-    flow.work(node, macs, new, rest_labels, *_row_factor(labels, summed))
+    flow.work(node, macs, new, rest_labels.reshape(-1), *_row_factor(labels, summed))
     return flow.atoms.grid(rest_labels, new, made)
 
 
@@ -96,25 +105,17 @@ def _two_activations(flow: Flow, node: ir.Node, rank: int, macs: int) -> Labels:
     """[batch..., M, 1, K] meets [batch..., 1, N, K]."""
     spread, shapes = [], []
     for index in (0, 1):
-        labels = _side(flow, node, index, rank)
-        shape = list(flow.shape(node.inputs[index]))
-        if node.op_type == "Gemm" and verbs.attribute(node, "transA" if index == 0 else "transB", 0):
-            shape.reverse()
-        if len(shape) == 1:
-            shape = [1, *shape] if index == 0 else [*shape, 1]
-        shape = [1] * (rank - len(shape)) + shape
-        if index == 1:
-            labels, shape = labels.swapaxes(-1, -2), [*shape[:-2], shape[-1], shape[-2]]
-        place = rank - 1 if index == 0 else rank - 2
-        spread.append(np.expand_dims(labels, place))
-        shapes.append((*shape[:place], 1, *shape[place:]))
+        labels, shape = flow.labels(node.inputs[index]), flow.shape(node.inputs[index])
+        assert labels is not None
+        spread.append(np.asarray(_spread(node, labels, index, rank), np.int32))
+        shapes.append(_spread(node, np.broadcast_to(np.int8(0), shape), index, rank).shape)
     joined, _ = join(flow.atoms, spread[0], shapes[0], spread[1], shapes[1])
     flow.atoms.note(joined)
     if joined.shape[-1] > 1:
         rows = np.ascontiguousarray(joined).reshape(-1, joined.shape[-1])
         flow.sink(node, 0, rows, None)
         flow.sink(node, 1, rows, None)
-    flow.work(node, macs, joined)
+    flow.work(node, macs, joined.reshape(-1))
     return flow.atoms.contract(joined, [rank])[..., 0]
 
 
@@ -157,6 +158,14 @@ def weight_rows(flow: Flow, node: ir.Node, constant: int) -> np.ndarray | None:
     return (array if in_axis % 2 == 0 else array.T)[None]
 
 
+def from_rows(node: ir.Node, constant: int, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `weight_rows`: weights of the shape that the node reads."""
+    if len(shape) == 1:
+        return rows.reshape(shape)
+    _, in_axis = _axes(node, constant, len(shape))
+    return np.ascontiguousarray(rows[0] if in_axis % 2 == 0 else rows[0].T)
+
+
 def _value(consts: Consts, node: ir.Node) -> None:
     flow = consts.flow
     if flow.is_constant(node.inputs[1]) == flow.is_constant(node.inputs[0]):
@@ -183,7 +192,18 @@ def _value(consts: Consts, node: ir.Node) -> None:
 
 
 def _value_two(consts: Consts, node: ir.Node) -> None:
-    """Zero rows or columns of two activations give zero; nothing else is known."""
+    """A sum of products of which one factor is always zero is zero; nothing else is known."""
+    labels = consts.flow.labels(node.outputs[0])
+    if labels is None or (consts.get(node.inputs[0]) is None and consts.get(node.inputs[1]) is None):
+        return
+    if node.op_type == "Gemm" and len(node.inputs) > 2:
+        return
+    ranks = [len(consts.flow.shape(value)) for value in node.inputs[:2]]
+    rank = max(2, *ranks)
+    zero = [_spread(node, consts.full(value), index, rank) == 0 for index, value in enumerate(node.inputs[:2]) if value]
+    found = np.where((zero[0] | zero[1]).all(axis=-1), 0.0, np.nan)
+    drop = [axis for axis, own in ((rank - 2, ranks[0]), (rank - 1, ranks[1])) if own == 1]
+    consts.set(node.outputs[0], found.reshape([size for axis, size in enumerate(found.shape) if axis not in drop]))
 
 
 def _label_gather(flow: Flow, node: ir.Node) -> None:

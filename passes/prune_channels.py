@@ -1,0 +1,175 @@
+"""Remove the channels that matter least, everywhere they reach.
+
+Channels that must go together (over Add, Concat, Split, Reshape, attention) are one class; classes that appear in
+the same tensors are one group, and in each group the classes of the lowest score go. Removal is exact in this sense:
+the result equals the model with zeros multiplied in at every sum over the removed channels.
+
+    allocation  uniform   the share `ratio` of every group
+                global    one threshold on scores over their group's mean; `target` is the share of channels kept
+                macs      the same, to the share `target` of the multiply-adds
+    criterion   l1, l2, bn_scale, geometric_median, random (one file each in onnxslim_core/criteria)
+
+Lossy. Without data, the expected value of a removed channel after BatchNormalization and its activation goes into
+the next bias (`repair = "bias"`). Refuses groups that reach an output, an input or an operator it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import ClassVar, final
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim_core.channels.boxes import settle
+from onnxslim_core.channels.groups import ChannelGraph, Group, atom_mass
+from onnxslim_core.channels.removal import remove_atoms
+from onnxslim_core.channels.sums import add_shifts
+from onnxslim_core.channels.trace import trace
+from onnxslim_core.criteria.table import CRITERIA
+from onnxslim_core.errors import RecipeError, UnsupportedModel
+from onnxslim_core.repair.bias import expected_shifts
+from onnxslim_core.rewrite import Change, Context, Kind
+from onnxslim_core.search.views import least_loss, maker_energy
+from onnxslim_core.search.widths import ALLOCATIONS, Candidate, Limits, Plan, allocate, cheapest
+
+__all__ = ["PruneChannels"]
+
+_REPAIRS = ("bias", "none")
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneChannels:
+    """Remove whole channels, neurons and heads by a criterion."""
+
+    name: ClassVar[str] = "prune_channels"
+    kind: ClassVar[Kind] = Kind.LOSSY
+
+    criterion: str = "l2"
+    """What makes a channel matter."""
+    allocation: str = "uniform"
+    """How much goes where."""
+    ratio: float | None = None
+    """Share of every group removed, for `uniform`; 0.25 where nothing is said."""
+    target: float | None = None
+    """Share kept, of the channels for `global`, of the multiply-adds for `macs`."""
+    round_to: int | str = "auto"
+    """Kept widths are rounded up to this many channels; `auto` is the CPU's grid, 1 is off."""
+    ignored: tuple[str, ...] = ()
+    """Globs over node, initializer and group names; a group that one of them matches stays whole."""
+    max_ratio: float = 0.9
+    """The largest share of a group that may go."""
+    min_width: int = 1
+    """The least channels that stay in a group."""
+    repair: str = "bias"
+    """`bias`: expected values of removed channels go into the next bias; `none`."""
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("criterion", self.criterion, tuple(CRITERIA)),
+            ("allocation", self.allocation, ALLOCATIONS),
+            ("repair", self.repair, _REPAIRS),
+        ):
+            if value not in allowed:
+                raise RecipeError(f"{name} of prune_channels is '{value}'", f"one of {', '.join(allowed)}")
+        if self.round_to != "auto" and not (isinstance(self.round_to, int) and self.round_to >= 1):
+            raise RecipeError(f"round_to of prune_channels is '{self.round_to}'", "'auto' or a number from 1")
+        for name, share in (("ratio", self.ratio), ("target", self.target), ("max_ratio", self.max_ratio)):
+            if share is not None and not 0 <= share < 1 + (name == "target"):
+                raise RecipeError(f"{name} of prune_channels is {share}", "a share from 0 to 1")
+        if self.min_width < 1:
+            raise RecipeError(f"min_width of prune_channels is {self.min_width}", "a number from 1")
+        if self.allocation == "uniform" and self.target is not None:
+            raise RecipeError("target of prune_channels needs another allocation", "uniform takes ratio")
+        if self.allocation != "uniform" and self.target is None:
+            raise RecipeError(
+                f"allocation '{self.allocation}' of prune_channels needs target", "the share kept, 0 to 1"
+            )
+        if self.allocation != "uniform" and self.ratio is not None:
+            raise RecipeError(f"allocation '{self.allocation}' of prune_channels takes target, not ratio")
+
+    def run(self, model: ir.Model, context: Context) -> list[Change]:
+        """Score, choose, remove, mend."""
+        try:
+            channels = self._analyse(model, context)
+        except UnsupportedModel as err:
+            return [Change(self.name, (), "prune channels", reason=str(err), guard="sizes_known")]
+        candidates, refused = self._candidates(channels, context)
+        limits = Limits(self.round_to, self.max_ratio, self.min_width)
+        plan = allocate(channels, candidates, self.allocation, self._amount(), limits) if candidates else Plan(())
+        if self.allocation == "macs" and candidates:
+            refused += self._unreached(channels, candidates, limits)
+        changes = self._tell(channels, candidates, plan)
+        if not plan.all():
+            return changes + refused
+        classes = set(plan.all())
+        shifts = expected_shifts(channels, classes) if self.repair == "bias" else []
+        gone = channels.gone(plan.all())
+        details = {"macs_ratio": channels.macs(gone) / max(channels.macs(), 1)}
+        saved = remove_atoms(channels, gone)
+        add_shifts(model, shifts, gone)
+        total = sum(len(classes) for classes in plan.removed)
+        what = f"remove {total} channels in all, repair {self.repair}"
+        return [*changes, Change(self.name, (), what, bytes_saved=saved, details=details), *refused]
+
+    def _amount(self) -> float:
+        if self.allocation == "uniform":
+            return 0.25 if self.ratio is None else self.ratio
+        return 1.0 if self.target is None else self.target
+
+    def _analyse(self, model: ir.Model, context: Context) -> ChannelGraph:
+        flow = trace(model, context.samples[0] if context.samples else None)
+        share = self._amount() if self.allocation == "uniform" else 1 - self._amount()
+        view = least_loss(maker_energy(flow), min(max(share, 0.1), 0.9))
+        return ChannelGraph(flow, settle(flow.atoms, view, atom_mass(flow)))
+
+    def _candidates(self, channels: ChannelGraph, context: Context) -> tuple[list[Candidate], list[Change]]:
+        candidates, refused = [], []
+        score = CRITERIA[self.criterion]
+        for group in channels.groups:
+            action = f"prune {group.width} channels"
+            if not group.free.any():
+                reason = "stays" if group.reason is None else f"{group.reason.node}: {group.reason.text}".lstrip(": ")
+                refused.append(Change(self.name, (group.name,), action, reason=reason, guard="channels_are_free"))
+            elif (glob := self._ignored_by(channels, group)) is not None:
+                reason = f"'{glob}' is ignored"
+                refused.append(Change(self.name, (group.name,), action, reason=reason, guard="not_ignored"))
+            else:
+                candidates.append(Candidate(group, score(channels, group, context.seed)))
+        return candidates, refused
+
+    def _ignored_by(self, channels: ChannelGraph, group: Group) -> str | None:
+        if not self.ignored:
+            return None
+        names = {group.name, *(str(node.name) for node in (*group.producers, *group.consumers))}
+        for use in channels.uses:
+            if np.isin(channels.of(use.labels), group.classes).any():
+                names |= {str(use.constant.name), str(use.node.name)}
+        return next((glob for glob in self.ignored for name in sorted(names) if fnmatchcase(name, glob)), None)
+
+    def _unreached(self, channels: ChannelGraph, candidates: Sequence[Candidate], limits: Limits) -> list[Change]:
+        least = cheapest(channels, candidates, limits)
+        if least <= self._amount():
+            return []
+        reason = f"at least {least:.3f} of the multiply-adds stay within round_to, max_ratio and what is free"
+        return [Change(self.name, (), f"reach target {self._amount()}", reason=reason, guard="target_reachable")]
+
+    def _tell(self, channels: ChannelGraph, candidates: Sequence[Candidate], plan: Plan) -> list[Change]:
+        changes = []
+        for candidate, removed in zip(candidates, plan.removed, strict=False):
+            group = candidate.group
+            unit = f" of {group.unit}" if group.unit > 1 else ""
+            action = f"remove {len(removed)} of {group.width} channels{unit}"
+            if removed:
+                changes.append(Change(self.name, (group.name,), action, details={"removed": len(removed)}))
+            else:
+                reason = f"no narrower width of {group.width * group.unit} is on the grid or within the limits"
+                changes.append(
+                    Change(
+                        self.name, (group.name,), f"prune {group.width} channels", reason=reason, guard="width_on_grid"
+                    )
+                )
+        return changes
