@@ -29,6 +29,7 @@ from onnxslim_core.errors import MeasureError
 from onnxslim_core.graph import all_nodes, opset_of
 from onnxslim_core.measure.cost import Cost, cost
 from onnxslim_core.measure.fidelity import Fidelity, Metric, compare
+from onnxslim_core.measure.inputs import random_samples
 from onnxslim_core.measure.latency import Latency, compare_latency
 from onnxslim_core.model import Model, wrap
 from onnxslim_core.passes import pass_class
@@ -248,8 +249,10 @@ class Job:
         )
 
     def _probe(self, reference: ir.Model, candidate: ir.Model) -> Latency:
-        """A short timing of two graphs, for passes."""
+        """A short timing of two graphs, for passes: of the model, or of a part of it with inputs of its own."""
         sample = (self.feeds.deciding or self.feeds.judging)[0]
+        if {value.name for value in reference.graph.inputs} != set(sample):
+            sample = random_samples(wrap(reference), seed=self.seed)[0]
         with self.clock("timing for passes"):
             return compare_latency(
                 wrap(reference), wrap(candidate), sample, threads=self.threads, seconds=PROBE_SECONDS, seed=self.seed

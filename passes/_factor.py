@@ -178,11 +178,11 @@ def measure(
 
 
 def _alone(layer: Layer, shape: tuple[int, ...], model: ir.Model) -> ir.Model:
-    """A model of one layer, with its weight as it is used."""
+    """A model of one layer, with its weight as it is used; its input is named unlike those of whole models."""
     assert layer.weight is not None
     node = layer.node
     dtype = ir.tensor(layer.weight).dtype
-    x = ir.Value(name="x", shape=ir.Shape(shape), type=ir.TensorType(dtype))
+    x = ir.Value(name="layer/input", shape=ir.Shape(shape), type=ir.TensorType(dtype))
     y = ir.Value(name="y", type=ir.TensorType(dtype))
     weight = ir.Value(name="w", const_value=ir.tensor(np.ascontiguousarray(layer.weight), name="w"))
     inputs = [x, weight] if layer.place == 1 else [weight, x]

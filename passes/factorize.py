@@ -162,7 +162,9 @@ class Factorize:
                 ranks.append(round_rank(rank, grid, up=False) if rank else 0)
                 continue
             rank = rank_for_energy(layer.decomposition().s, 0.98 if self.energy is None else self.energy)
-            ranks.append(round_rank(rank, grid, up=True))
+            rounded = round_rank(rank, grid, up=True)
+            # off the grid rather than not at all: the measurement has the last word
+            ranks.append(min(rounded, max(rank, break_even(*_sizes(layer)))))
         return ranks
 
     def _factorize(
