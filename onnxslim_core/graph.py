@@ -39,6 +39,9 @@ STANDARD = ("", "ai.onnx")
 """Both spellings of the standard operator domain."""
 
 
+_BODIES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
     """True where the node is a standard operator of one of these types (`com.vendor::Conv` is not a Conv)."""
     return node is not None and node.domain in STANDARD and node.op_type in op_types
@@ -55,11 +58,11 @@ def label_of(node: ir.Node) -> str:
 def bodies(node: ir.Node) -> Iterator[ir.Graph]:
     """The subgraphs that a node carries as attributes."""
     for attr in node.attributes.values():
-        if not isinstance(attr, ir.Attr) or attr.is_ref():
+        if attr.type not in _BODIES or attr.is_ref():
             continue
         if attr.type == ir.AttributeType.GRAPH:
             yield attr.as_graph()
-        elif attr.type == ir.AttributeType.GRAPHS:
+        else:
             yield from attr.as_graphs()
 
 
@@ -122,6 +125,9 @@ def array_of(value: ir.Value | None) -> np.ndarray | None:
     if producer is not None:
         if not is_op(producer, "Constant"):
             return None
+        given = producer.attributes.get("value")
+        if given is not None and not given.is_ref() and given.type == ir.AttributeType.TENSOR:
+            return given.value.numpy()  # type: ignore[no-any-return]
         tensor = ir.convenience.get_const_tensor(value)
         return None if tensor is None else tensor.numpy()
     if value.const_value is None or value.is_graph_input() or not value.is_initializer():

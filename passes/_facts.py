@@ -30,6 +30,12 @@ Vector = tuple[Dim | None, ...]
 _KEPT = 4096
 """Elements up to which integer constants are looked into."""
 
+_SAME = (
+    *("Relu", "Sigmoid", "Tanh", "LeakyRelu", "Elu", "HardSigmoid", "HardSwish", "Softplus", "Clip", "Neg", "Abs"),
+    *("Exp", "Log", "Sqrt", "Erf", "Softmax", "LogSoftmax", "Gelu", "Mish", "Dropout", "BatchNormalization"),
+)
+"""Operators whose one output is of the type and sizes of the first input: no need to ask onnx."""
+
 _POOLS = ("MaxPool", "AveragePool", "LpPool")
 
 
@@ -124,6 +130,8 @@ class Facts:
         """Learn the outputs of a node whose inputs are learned; what cannot be inferred stays unknown."""
         if any(True for _ in bodies(node)):
             self._learn_control(node)
+        elif is_op(node, *_SAME) and len(node.outputs) == 1 and (kind := self._type(node.inputs[0])) is not None:
+            self.types[node.outputs[0]] = kind
         elif not is_op(node, "Constant"):
             self._infer(node)
             if node.op_type in ("Reshape", "Expand", "ConstantOfShape"):

@@ -53,6 +53,7 @@ class Tidy:
         opset: Of the standard domain.
         guards: Those that are switched on.
         done: Node names by what was done.
+        learned: True where something new can be known now: the contents of a branch, or of a sequence.
         refused: Node names by (guard, reason).
     """
 
@@ -61,6 +62,7 @@ class Tidy:
     opset: int
     guards: tuple[NodeGuard, ...] = ()
     done: dict[str, list[str]] = field(default_factory=dict)
+    learned: bool = False
     refused: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def run(self, graph: ir.Graph) -> None:
@@ -106,6 +108,7 @@ class Tidy:
         made.metadata_props.update(node.metadata_props)
         made.doc_string = node.doc_string
         made.outputs[0].type, made.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+        self.facts.learn(made)
         replace(node.outputs[0], made.outputs[0], self.names)
         remove(node)
         return True
@@ -178,6 +181,7 @@ def _if(tidy: Tidy, node: ir.Node) -> str | None:
     condition = array_of(node.inputs[0])
     if condition is None or condition.size != 1:
         return None
+    tidy.learned = True
     inline_branch(node, bool(condition.reshape(-1)[0]), tidy.names)
     return "put the constant branch in the place of"
 
@@ -187,6 +191,7 @@ def _concat_from_sequence(tidy: Tidy, node: ir.Node) -> str | None:
     if not is_op(sequence, "SequenceConstruct") or attribute(node, "new_axis", 0):
         return None
     assert sequence is not None
+    tidy.learned = True
     made = tidy.become(node, "Concat", list(sequence.inputs), axis=attribute(node, "axis"))
     return "made a Concat of" if made else None
 
@@ -198,6 +203,7 @@ def _sequence_at(tidy: Tidy, node: ir.Node) -> str | None:
     if place is None or place.size != 1 or sequence is None:
         return None
     index = int(place.reshape(-1)[0])
+    tidy.learned = True
     if is_op(sequence, "SequenceConstruct"):
         inside = -len(sequence.inputs) <= index < len(sequence.inputs)
         return "removed" if inside and tidy.forward(node, sequence.inputs[index]) else None

@@ -65,8 +65,11 @@ class Normalize:
         names = Names(model)
         if count := unique_names(model, names):
             done[f"named {count} values and nodes"] = ["graph"]
+        facts: Facts | None = None
         for _ in range(_ROUNDS):
-            tidy, merged, bytes_saved = self._round(model, names)
+            facts = facts or _facts(model)
+            tidy, merged, bytes_saved = self._round(model, names, facts)
+            facts = None if tidy.learned else facts
             saved += bytes_saved
             refused |= tidy.refused
             for action, places in (tidy.done | merged).items():
@@ -78,11 +81,10 @@ class Normalize:
         _note(done, "removed unused", "opset import", _drop_imports(model))
         return records(self.name, done, refused, saved)
 
-    def _round(self, model: ir.Model, names: Names) -> tuple[Tidy, dict[str, list[str]], int]:
+    def _round(self, model: ir.Model, names: Names, facts: Facts) -> tuple[Tidy, dict[str, list[str]], int]:
         """One round: the rules, what was done by merging and removing, and the bytes of the weights that went."""
         opset = opset_of(model)
-        needed = any(node.op_type in NEEDS_FACTS for node in all_nodes(model.graph))
-        tidy = Tidy(names, learn_all(model) if needed else Facts(model), opset, self.guards)
+        tidy = Tidy(names, facts, opset, self.guards)
         tidy.run(model.graph)
         merged: dict[str, list[str]] = {}
         _note(merged, "merged equal", "weight", (found := merge_weights(model.graph))[0])
@@ -92,6 +94,12 @@ class Normalize:
         saved = found[1] + _sweep(model.graph, opset, idle)
         _note(merged, "removed unused", "node or weight", idle)
         return tidy, merged, saved
+
+
+def _facts(model: ir.Model) -> Facts:
+    """The facts about a model, where any rule reads them."""
+    needed = any(node.op_type in NEEDS_FACTS for node in all_nodes(model.graph))
+    return learn_all(model) if needed else Facts(model)
 
 
 def _note(done: dict[str, list[str]], verb: str, noun: str, places: list[str]) -> None:

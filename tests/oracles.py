@@ -208,7 +208,7 @@ def noise_floor(judge: ort.InferenceSession, feed: Feeds, expected: Outputs, see
     """What one unit in the last place of every float input does to the answer, as max|d| / max|ref|."""
     rng = np.random.default_rng(seed + 1)
     moved = {
-        name: np.nextafter(a, np.where(rng.integers(0, 2, a.shape), np.inf, -np.inf).astype(a.dtype))
+        name: np.asarray(np.nextafter(a, np.where(rng.integers(0, 2, a.shape), np.inf, -np.inf).astype(a.dtype)))
         if a.dtype in (np.float16, np.float32, np.float64)
         else a
         for name, a in feed.items()
