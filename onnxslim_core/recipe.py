@@ -133,7 +133,9 @@ def _out_of_range(cls: Callable[..., object], options: Mapping[str, Any]) -> lis
 def _complaint(cls: Callable[..., object], options: Mapping[str, Any]) -> str | None:
     try:
         cls(**options)
-    except (ValueError, TypeError, RecipeError) as err:
+    except RecipeError as err:
+        return f"{err}, allowed is {err.hint}" if err.hint else str(err)
+    except (ValueError, TypeError) as err:
         return str(err)
     return None
 

@@ -498,26 +498,32 @@ def _figure(value: float | None, digits: int, form: str = "f") -> str:
     return "" if value is None else f"{value:.{digits}{form}}"
 
 
+_STEP_SIGNS = {"done": ("✓", "green"), "rolled back": ("↶", "yellow"), "refused": ("✗", "yellow")}
+
+
 def _steps(report: Report) -> Table:
+    """A row per step: what it did in its own line below, since that is as long as it is."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("step")
-    table.add_column("", no_wrap=True)
-    table.add_column("done", justify="right")
-    table.add_column("refused", justify="right")
-    table.add_column("size", justify="right")
-    table.add_column("seconds", justify="right")
-    table.add_column("what", overflow="fold", style="dim")
-    colours = {"done": "green", "rolled back": "yellow", "refused": "yellow"}
+    table.add_column("step", overflow="fold")
+    table.add_column("outcome", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
     for step in report.steps:
-        colour = colours.get(step.outcome, "dim")
-        size = _change(*step.bytes) if step.outcome == "done" else ""
-        seconds = f"{step.seconds + step.judging_seconds:.2f}"
-        counts = (str(len(step.applied) or ""), str(len(step.refused) or ""))
-        name = step.name if step.exact else f"{step.name} [dim](lossy)[/dim]"
-        table.add_row(name, f"[{colour}]{step.outcome}[/]", *counts, size, seconds, _escape(_told(step)))
+        sign, colour = _STEP_SIGNS.get(step.outcome, ("·", "dim"))
+        name = f"[{colour}]{sign}[/] {_escape(step.name)}" + ("" if step.exact else " [dim]lossy[/]")
+        told = _told(step)
+        counts = [f"{len(step.applied)} done"] if step.applied and step.outcome == "done" else []
+        counts += [f"{len(step.refused)} refused"] if step.refused else []
+        outcome = ", ".join(counts) if step.outcome == "done" else ", ".join([step.outcome, *counts])
+        table.add_row(
+            name + (f"\n  [dim]{_escape(told)}[/]" if told else ""),
+            f"[{colour}]{outcome}[/]",
+            _change(*step.bytes) if step.outcome == "done" else "",
+            f"{step.seconds + step.judging_seconds:.1f} s",
+        )
     return table
 
 
@@ -530,7 +536,8 @@ def _told(step: StepRecord) -> str:
         counts[change.action] = counts.get(change.action, 0) + 1
     ranked = sorted(counts.items(), key=lambda item: -item[1])
     words = [f"{count} x {action}" if count > 1 else action for action, count in ranked[:3]]
-    return ", ".join(words) + (f" and {len(ranked) - 3} more kinds" if len(ranked) > 3 else "")
+    text = ", ".join(words) + (f" and {len(ranked) - 3} more kinds" if len(ranked) > 3 else "")
+    return text if text or not step.refused else f"{step.refused[0].action}: {step.refused[0].reason}"
 
 
 def _footnotes(report: Report) -> list[str]:

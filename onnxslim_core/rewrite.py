@@ -103,7 +103,7 @@ class Timing(Protocol):
 class Progress(Protocol):
     """Told how far long work is."""
 
-    def __call__(self, step: str, done: int, total: int) -> None:
+    def __call__(self, step: str, done: int, total: int, /) -> None:
         """Report that `done` of `total` are through in a step."""
 
 

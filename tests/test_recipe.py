@@ -52,9 +52,10 @@ class Exact:
 
 @pytest.fixture(autouse=True)
 def two_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = vars(passes)["Row"]
     rows = (
-        passes.Row("squeeze", "x", "Squeeze", Kind.LOSSY, "preview"),
-        passes.Row("exact_one", "x", "Exact", Kind.ALGEBRAIC, "preview"),
+        make("squeeze", "x", "Squeeze", Kind.LOSSY, "preview"),
+        make("exact_one", "x", "Exact", Kind.ALGEBRAIC, "preview"),
     )
     monkeypatch.setattr(passes, "TABLE", rows)
     monkeypatch.setattr(passes, "pass_class", lambda name: {"squeeze": Squeeze, "exact_one": Exact}[name])
@@ -105,7 +106,8 @@ parts = {boxes = [0, 4], scores = [4, 22]}
     )
     assert recipe.seed == 7
     assert recipe.steps[1].options == {"ratio": 0.0, "round_to": 8, "criterion": Norm.L1, "ignored": ("/head/*",)}
-    assert recipe.steps[1].build() == Squeeze(ratio=0.0, round_to=8, criterion=Norm.L1, ignored=("/head/*",))
+    built: object = recipe.steps[1].build()
+    assert built == Squeeze(ratio=0.0, round_to=8, criterion=Norm.L1, ignored=("/head/*",))
     assert [step.exact for step in recipe.steps] == [True, False]
     assert recipe.inputs == {"image": InputSpec((1, 3, 320, 320)), "sr": InputSpec(None, 16000)}
     pixels = recipe.data.inputs["image"]
@@ -209,7 +211,8 @@ def test_refuses(text: str, needle: str) -> None:
 def test_settings_change_every_step_of_the_name() -> None:
     recipe = Recipe.parse('[[pass]]\nname = "squeeze"\n[[pass]]\nname = "squeeze"\ndeep = true\n')
     changed = recipe.with_settings(["squeeze.ratio=0.5", "squeeze.criterion=l1", 'squeeze.ignored=["a", "b"]'])
-    assert [step.build() for step in changed.steps] == [
+    built: list[object] = [step.build() for step in changed.steps]
+    assert built == [
         Squeeze(ratio=0.5, criterion=Norm.L1, ignored=("a", "b")),
         Squeeze(ratio=0.5, criterion=Norm.L1, ignored=("a", "b"), deep=True),
     ]

@@ -92,7 +92,11 @@ def test_one_more_axis_counts_samples() -> None:
 
 
 def test_one_array_serves_all_samples() -> None:
-    data = {"x": np.ones((6, 4), np.float32), "rate": np.array(16000), "state": np.zeros((2, 1, 8), np.float32)}
+    data: dict[str, np.ndarray] = {
+        "x": np.ones((6, 4), np.float32),
+        "rate": np.array(16000),
+        "state": np.zeros((2, 1, 8), np.float32),
+    }
     inputs = [spec("x", ("n", 4)), spec("rate", (), np.int64), spec("state", (2, 1, 8))]
     source = open_source(data, inputs)
     assert len(source) == 6
@@ -214,9 +218,9 @@ def test_refuses_broken_files(tmp_path: Path, content: bytes) -> None:
 def test_refuses_what_it_does_not_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such data file"):
         open_source(tmp_path / "no.npz", [spec()])
-    with pytest.raises(DataError, match="is a folder, only .npz"):
+    with pytest.raises(DataError, match="is a folder, only"):
         open_source(tmp_path, [spec()])
-    with pytest.raises(DataError, match="'.csv'"):
+    with pytest.raises(DataError, match="csv"):
         open_source("x.csv", [spec()])
     np.savez(tmp_path / "objects.npz", x=np.array([{"a": 1}], dtype=object))
     with pytest.raises(DataError, match="cannot read data"):
