@@ -1,0 +1,296 @@
+"""What all verbs share: their options, errors and exit codes, what goes to which stream, progress.
+
+Results go to stdout, everything else to stderr; with `--json` stdout holds one JSON document and nothing else, also
+when the verb fails. Exit codes: 0 done or gate passed, 1 a gate or budget said no, 2 usage, recipe or budget file,
+3 a model or data that is missing, broken, unsupported or cannot run, 4 our own bug, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from onnxslim_core import __version__
+from onnxslim_core.errors import InternalError, RecipeError, SlimError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from onnxslim_core.rewrite import Progress
+
+__all__ = ["Shell", "check_targets", "group", "main", "verb", "write_text"]
+
+PROGRAM = "onnxslim-core"
+OK, SAID_NO, USAGE, BROKEN, OUR_BUG, INTERRUPTED = 0, 1, 2, 3, 4, 130
+REPORT = "this is our mistake; please report it with the output of the same command and --traceback, and of --version"
+
+
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """How one call of a verb talks to the outside.
+
+    Attributes:
+        as_json: One JSON document on stdout; people read stderr.
+        threads: For onnxruntime, within one operator.
+        seed: Of everything that is drawn; None where the user gave none.
+        quiet: Nothing but errors, and the JSON.
+    """
+
+    as_json: bool
+    threads: int
+    seed: int | None
+    quiet: bool
+
+    def show(self, draw: Callable[[Console], None]) -> None:
+        """Print a result for people: on stdout, or on stderr beside JSON."""
+        if self.quiet:
+            return
+        stream = sys.stderr if self.as_json else sys.stdout
+        console = _console(stream)
+        with console.capture() as captured:
+            draw(console)
+        _write(stream, captured.get())
+
+    def say(self, text: str) -> None:
+        """Print one line on stderr."""
+        if not self.quiet:
+            _write(sys.stderr, f"{text}\n")
+
+    def emit(self, document: object) -> None:
+        """Print a JSON document on stdout, if it was asked for."""
+        if self.as_json:
+            import json
+
+            from onnxslim_core.report import plain
+
+            _write(sys.stdout, json.dumps(plain(document), indent=2, allow_nan=False) + "\n")
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """A callback (step, done, total) that moves a bar on stderr; silent where that is no terminal."""
+        if self.quiet or not sys.stderr.isatty():
+            yield _silent
+            return
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+        with Bar(*columns, console=_console(sys.stderr), transient=True) as bar:
+            task = bar.add_task("", total=None)
+
+            def tell(step: str, done: int, total: int) -> None:
+                bar.update(task, description=step, completed=done, total=total or None)
+
+            yield tell
+
+
+def _silent(step: str, done: int, total: int) -> None:
+    return None
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    # a log file is no terminal of 80 columns; COLUMNS still decides where it is set
+    wide = not stream.isatty() and "COLUMNS" not in os.environ
+    return Console(file=stream, width=120 if wide else None, soft_wrap=False)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Write all of it; a reader that has gone (`| head`) changes neither the verdict nor the exit code."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+# ---------------------------------------------------------------------------------------------------- options
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+@click.option("--version", is_flag=True, help="Show the versions and leave.")
+@click.pass_context
+def group(context: click.Context, version: bool) -> int | None:
+    r"""Make an ONNX model smaller and faster on an x86 CPU, and prove that it still answers the same.
+
+    \b
+    Exit codes: 0 done, gate passed; 1 a gate or budget said no; 2 usage, recipe or budget file;
+    3 a model or data that is missing, broken, unsupported or cannot run; 4 our own bug; 130 interrupted.
+    """
+    if version:
+        click.echo(_versions())
+        context.exit(OK)
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        return USAGE
+    return None
+
+
+def _versions() -> str:
+    """Our version, and those of the packages that matter for a result, without importing them."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as version_of
+
+    found = []
+    for name in ("onnxruntime", "onnx", "onnx-ir", "numpy"):
+        try:
+            found.append(f"{name} {version_of(name)}")
+        except PackageNotFoundError:
+            found.append(f"{name} missing")
+    return f"{PROGRAM} {__version__} ({', '.join(found)}, python {sys.version.split()[0]})"
+
+
+_COMMON = (
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout; people read stderr."),
+    click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Of onnxruntime."),
+    click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=None, help="Of everything random.  [default: 0]"),
+    click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors, and the JSON."),
+    click.option("--traceback", is_flag=True, help="Show where an error came from."),
+)
+
+
+def verb(function: Callable[..., int]) -> click.Command:
+    """Make a verb of a function `(shell, **options) -> exit code`: adds the common options and the `Shell`."""
+
+    @functools.wraps(function)
+    def run(as_json: bool, threads: int, seed: int | None, quiet: bool, traceback: bool, **options: Any) -> int:
+        del traceback  # read by `main`, which also sees errors of the command line itself
+        return function(Shell(as_json, threads, seed, quiet), **options)
+
+    decorated: Callable[..., int] = run
+    for option in reversed(_COMMON):
+        decorated = option(decorated)
+    return group.command(name=function.__name__.rstrip("_"))(decorated)
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def check_targets(*targets: str | Path | None, sources: Sequence[str | Path | None] = ()) -> None:
+    """Refuse what cannot be written, before any long work.
+
+    Args:
+        targets: Files that will be written; None is skipped.
+        sources: Files that are read, none of which may be overwritten.
+
+    Raises:
+        RecipeError: where a folder is missing or not writable, a target is no plain file, or is named twice.
+    """
+    taken = {_identity(Path(source)): str(source) for source in sources if source is not None}
+    for target in targets:
+        if target is None:
+            continue
+        path = Path(target)
+        parent = path.parent
+        if not parent.is_dir():
+            raise RecipeError(f"no such folder: '{parent}', to write '{path.name}' into", "create it first")
+        if path.is_dir():
+            raise RecipeError(f"'{path}' is a folder", f"name a file in it, such as {path / 'out'}")
+        if path.exists() and not path.is_file():
+            raise RecipeError(f"'{path}' is not a plain file and would be replaced")
+        if (other := taken.get(_identity(path))) is not None:
+            raise RecipeError(f"'{path}' would overwrite '{other}'", "give another name")
+        taken[_identity(path)] = str(target)
+        try:
+            tempfile.TemporaryFile(dir=parent).close()
+        except OSError as err:
+            raise RecipeError(f"cannot write into '{parent}': {err.strerror}") from err
+
+
+def _identity(path: Path) -> object:
+    try:
+        found = path.stat()
+    except OSError:
+        return path.resolve()
+    return (found.st_dev, found.st_ino)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        RecipeError: if it cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as err:
+        part.unlink(missing_ok=True)
+        raise RecipeError(f"cannot write '{path}': {err.strerror}") from err
+
+
+# ---------------------------------------------------------------------------------------------------- the frame
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    import onnxslim_core.cli.verbs  # noqa: F401  (registers the verbs)
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # a name that the terminal's encoding lacks is shown escaped, not a crash
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = group.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        return code if isinstance(code, int) else OK
+    except (Exception, KeyboardInterrupt, SystemExit) as err:
+        return _fail(err, arguments)
+
+
+def _fail(err: BaseException, arguments: Sequence[str]) -> int:
+    """Print what went wrong, in one line and a hint; return the exit code."""
+    if isinstance(err, SystemExit) and isinstance(err.__context__, OSError) and err.__context__.errno == errno.EPIPE:
+        return OK  # click leaves this way when nobody reads the help any more
+    if "--traceback" in arguments:
+        _write(sys.stderr, "".join(traceback.format_exception(err)))
+    message, hint, code = _explain(err)
+    lines = [f"{PROGRAM}: {message}", *(f"  hint: {line}" for line in (hint or "").splitlines() if line.strip())]
+    _write(sys.stderr, "\n".join(lines) + "\n")
+    if "--json" in arguments:
+        import json
+
+        document = {"schema": 1, "error": {"message": message, "hint": hint}, "exit_code": code}
+        _write(sys.stdout, json.dumps(document, indent=2) + "\n")
+    return code
+
+
+def _explain(err: BaseException) -> tuple[str, str | None, int]:
+    """(message, hint, exit code) of whatever ended a verb."""
+    if isinstance(err, SlimError):
+        return str(err), err.hint, err.exit_code
+    if isinstance(err, KeyboardInterrupt | click.Abort):
+        return "interrupted", None, INTERRUPTED
+    if isinstance(err, click.ClickException):
+        context = getattr(err, "ctx", None)
+        path = context.command_path if context is not None else PROGRAM
+        return " ".join(err.format_message().split()), f"{path} --help", USAGE
+    if isinstance(err, MemoryError):
+        return "not enough memory", None, BROKEN
+    if isinstance(err, InternalError):
+        return f"internal error: {' '.join(str(err).split())}", REPORT, OUR_BUG
+    at = traceback.extract_tb(err.__traceback__)
+    where = f" at {Path(at[-1].filename).name}:{at[-1].lineno}" if at else ""
+    text = " ".join(str(err).split())[:300]
+    return f"internal error: {type(err).__name__}{where}: {text}", REPORT, OUR_BUG

@@ -1,0 +1,173 @@
+"""What `inspect` shows of a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from onnxslim_core.graph import all_nodes
+from onnxslim_core.measure.cost import Cost, cost
+from onnxslim_core.report import plain, readable_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from onnxslim_core.model import Model
+    from onnxslim_core.rewrite import Sample
+
+__all__ = ["Inspection", "Port", "inspect"]
+
+LAYERS_SHOWN = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output: its type in ONNX words, and its declared sizes (None: not even the rank is known)."""
+
+    name: str
+    type: str
+    shape: tuple[int | str | None, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a model is.
+
+    Attributes:
+        model: The file's name.
+        bytes: Of the files, external data included.
+        producer: Who wrote it, in its own words.
+        opsets: Version by domain; the standard domain is called "ai.onnx".
+        operators: How often each occurs, bodies and functions included; foreign ones as `domain::Name`.
+        sizes: Of the inputs at which it was counted; empty where nothing runs.
+        cost: At those sizes.
+        notes: What loading changed, and why it could not be run.
+        explanation: Groups of channels, and why the rest cannot go; None where it was not asked for.
+    """
+
+    model: str
+    bytes: int
+    ir_version: int
+    producer: str
+    opsets: Mapping[str, int]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    operators: Mapping[str, int]
+    sizes: Mapping[str, tuple[int, ...]]
+    cost: Cost
+    notes: tuple[str, ...] = ()
+    explanation: Any = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain data."""
+        found: dict[str, Any] = plain(self)
+        if hasattr(self.explanation, "to_json"):
+            found["explanation"] = plain(self.explanation.to_json())
+        return {"schema": 1, "verb": "inspect", **found}
+
+    def print_console(self, console: Console) -> None:
+        """The record for people; of the layers, those that cost most."""
+        from rich.markup import escape
+
+        opsets = ", ".join(f"{domain} {number}" for domain, number in self.opsets.items())
+        made = f", made by {self.producer}" if self.producer else ""
+        console.print(f"[bold]{escape(self.model)}[/]  {readable_bytes(self.bytes)}", highlight=False)
+        console.print(escape(f"opset {opsets}, IR {self.ir_version}{made}"), highlight=False)
+        for title, ports in (("in ", self.inputs), ("out", self.outputs)):
+            for port in ports:
+                console.print(f"  {title} {escape(port.name)}  {_port(port)}", highlight=False, markup=False)
+        total = self.cost
+        console.print(
+            f"{total.params:,} parameters, {total.macs:,} MACs, {total.nodes:,} nodes, "
+            f"{readable_bytes(total.peak_activation_bytes)} of activations at most",
+            highlight=False,
+        )
+        sizes = ", ".join(f"{name} {'x'.join(map(str, size)) or 'scalar'}" for name, size in self.sizes.items())
+        if sizes:
+            console.print(escape(f"counted at {sizes}"), highlight=False)
+        console.print(", ".join(f"{op} {n}" for op, n in self.operators.items()), highlight=False, markup=False)
+        self._print_layers(console)
+        for note in self.notes:
+            console.print(f"[yellow]note[/]: {escape(note)}", highlight=False)
+        if self.explanation is not None:
+            self.explanation.print_console(console)
+
+    def _print_layers(self, console: Console) -> None:
+        from rich import box
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("layer", overflow="fold")
+        for title in ("operator", "out", "MACs", "share", "parameters"):
+            table.add_column(title, justify="left" if title == "operator" else "right", no_wrap=True)
+        weighty = [layer for layer in self.cost.layers if layer.macs or layer.params]
+        chosen = set(sorted(weighty, key=lambda layer: (-layer.macs, -layer.params))[:LAYERS_SHOWN])
+        for layer in weighty:
+            if layer not in chosen:
+                continue
+            share = f"{100 * layer.macs / self.cost.macs:.1f} %" if self.cost.macs else ""
+            shape = "?" if layer.shape is None else "x".join(map(str, layer.shape))
+            table.add_row(escape(layer.name), layer.op, shape, f"{layer.macs:,}", share, f"{layer.params:,}")
+        if weighty:
+            console.print(table)
+        if len(weighty) > len(chosen):
+            text = f"the {len(chosen)} that cost most of {len(weighty)} layers, in the order of the graph; all: --json"
+            console.print(text, highlight=False, style="dim")
+
+
+def _port(port: Port) -> str:
+    if port.shape is None:
+        return f"{port.type} of any rank"
+    return f"{port.type} " + ("x".join("?" if size is None else str(size) for size in port.shape) or "scalar")
+
+
+def inspect(model: Model, sample: Sample | None, *, explain: bool = False, note: str = "") -> Inspection:
+    """Look at a model.
+
+    Args:
+        model: Any.
+        sample: Inputs at whose sizes it is counted; None: at the declared ones.
+        explain: Also say which channels can go, and why the others cannot.
+        note: Why there is no sample.
+    """
+    source, found = model.ir, None
+    if explain:
+        from onnxslim_core.channels.explain import explain as explain_channels
+
+        found = explain_channels(source, sample)
+    maker = " ".join(part for part in (source.producer_name, source.producer_version) if part)
+    sizes = {name: tuple(int(n) for n in array.shape) for name, array in (sample or {}).items()}
+    notes = [change.action + (f" ({change.reason})" if change.reason else "") for change in model.notes]
+    return Inspection(
+        model=model.source.name if model.source is not None else "a model in memory",
+        bytes=model.nbytes,
+        ir_version=int(source.ir_version),
+        producer=maker,
+        opsets={domain or "ai.onnx": number for domain, number in sorted(source.opset_imports.items())},
+        inputs=tuple(_ports(v for v in source.graph.inputs if v.name not in source.graph.initializers)),
+        outputs=tuple(_ports(source.graph.outputs)),
+        operators=_operators(source),
+        sizes=sizes,
+        cost=cost(model, sample),
+        notes=(*notes, *([note] if note else [])),
+        explanation=found,
+    )
+
+
+def _ports(values: Any) -> list[Port]:
+    ports = []
+    for value in values:
+        sizes = None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
+        ports.append(Port(str(value.name), "?" if value.type is None else str(value.type), sizes))
+    return ports
+
+
+def _operators(model: ir.Model) -> dict[str, int]:
+    nodes = [*all_nodes(model.graph), *(node for function in model.functions.values() for node in function)]
+    counts = Counter(n.op_type if n.domain in ("", "ai.onnx") else f"{n.domain}::{n.op_type}" for n in nodes)
+    return dict(counts.most_common())
