@@ -175,9 +175,7 @@ def settle(atoms: Atoms, view: View, mass: NDArray[np.float64]) -> Classes:
     arrays = [*atoms.boxes, *atoms.vectors]
     open_boxes = [array for array in atoms.boxes if _is_open(of[array])]
     of, pinned = _solve(of, pinned, atoms.rels, arrays, open_boxes, lambda *parts: view(_outcome(mass, *parts)))
-    for root in np.unique(of[pinned[of]]):
-        reasons.setdefault(int(root), Reason("", "it is tied to channels that stay, or is all that a tensor has"))
-    return Classes(of, pinned[of], _by_class(reasons, of))
+    return Classes(of, pinned[of], _reasons(atoms, reasons, of, of[pinned[of]]))
 
 
 _Value = Callable[[Ints, Ints, Flags], tuple[float, ...]]
@@ -191,11 +189,16 @@ def _is_open(classes: Ints) -> bool:
     return sum(bool((classes != classes.take([0], axis=i)).any()) for i in range(classes.ndim)) > 1
 
 
-def _by_class(reasons: dict[int, Reason], of: Ints) -> dict[int, Reason]:
-    """Reasons by final class; the one of the smallest atom comes first, a derived one last."""
+def _reasons(atoms: Atoms, direct: dict[int, Reason], of: Ints, stuck: Ints) -> dict[int, Reason]:
+    """Why each class stays: what pinned one of its atoms first, else what mixed its tensor into one, else its ties."""
     found: dict[int, Reason] = {}
-    for atom, reason in sorted(reasons.items(), key=lambda item: (not item[1].node, item[0])):
+    for atom, reason in sorted(direct.items(), key=lambda item: (not item[1].node, item[0])):
         found.setdefault(int(of[atom]), reason)
+    for members, reason in atoms.mixed:
+        for root in np.unique(of[members]).tolist():
+            found.setdefault(root, reason)
+    for root in np.unique(stuck).tolist():
+        found.setdefault(root, Reason("", "all that a tensor has, or tied to channels that stay"))
     return found
 
 

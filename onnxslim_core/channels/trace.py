@@ -70,6 +70,7 @@ def _visit(flow: Flow, node: ir.Node) -> None:
     elif any(v not in flow.shapes.shape for v in (*node.inputs, *node.outputs) if v is not None and _is_read(v)):
         flow.freeze(node, "the shape of what it reads or makes is not known")
     else:
+        flow.atoms.author = verbs.label_of(node)
         rule.label(flow, node)
 
 

@@ -85,6 +85,8 @@ class Atoms:
         self.pins: list[tuple[Labels, Reason]] = [
             (np.zeros(1, np.int32), Reason("", "not a channel")),
         ]
+        self.mixed: list[tuple[Labels, Reason]] = []
+        self.author = ""
         self._boxes: dict[bytes, Labels] = {}
         self._vectors: dict[bytes, Labels] = {}
 
@@ -108,6 +110,9 @@ class Atoms:
             if labels.shape[axis] > 1:
                 first = labels.take([0], axis=axis)
                 self.unite(labels, first)
+                self.mixed.append(
+                    (first.reshape(-1), Reason(self.author, "values along the channels depend on each other"))
+                )
                 labels = first
         return labels
 

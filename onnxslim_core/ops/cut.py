@@ -7,6 +7,7 @@ that a weight read twice is cut once and a weight whose readers differ is copied
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -109,38 +110,52 @@ class Cut:
         verbs.replace_input(node, index, made)
 
     def entries(self, node: ir.Node, index: int, new: Mapping[int, int]) -> None:
-        """Change single entries of a shape vector; a computed one goes through Where, so the rest stays computed."""
+        """Change single entries of a shape vector; a computed one is scaled, so that it stays computed."""
         value = node.inputs[index]
         if value is None or not new:
             return
-        fixed = verbs.array_of(value)
-        known = self.flow.known(value) if fixed is None else fixed
+        known = self.flow.known(value)
         if known is None:
             raise InternalError("a shape is computed from data", verbs.label_of(node))
         target = np.array(known, np.int64).reshape(-1)
-        changed = np.zeros(target.size, np.bool_)
-        for entry, size in new.items():
-            if target[entry] != size:
-                changed[entry], target[entry] = True, size
-        if fixed is not None:
-            if changed.any():
-                self.vector(node, index, target)
+        if verbs.array_of(value) is None:
+            scale = {entry: (size, int(target[entry])) for entry, size in new.items()}
+            verbs.replace_input(node, index, self.scaled(value, scale, node, before=True))
             return
-        for entry, size in new.items():
-            changed[entry], target[entry] = True, size
-        verbs.replace_input(node, index, self.choose(node, value, changed, target))
+        if any(target[entry] != size for entry, size in new.items()):
+            target[list(new)] = list(new.values())
+            self.vector(node, index, target)
 
-    def choose(
-        self, before: ir.Node, computed: ir.Value, changed: NDArray[np.bool_], new: NDArray[np.int64]
+    def scaled(
+        self, computed: ir.Value, scale: Mapping[int, tuple[int, int]], node: ir.Node, *, before: bool
     ) -> ir.Value:
-        """`Where(changed, new, computed)` as a value, inserted before a node."""
-        graph = before.graph
+        """A computed vector of sizes with some entries multiplied by p / q; made beside a node.
+
+        A channel axis of 10 that loses 4 becomes `10 * 6 / 10`; an axis that holds channels times a symbolic size is
+        right at every value of that size, which a number written in its place would not be. The division is exact.
+        """
+        graph = node.graph
         assert isinstance(graph, ir.Graph)
-        mask = verbs.add_constant(graph, self.names, changed, f"{computed.name}/cut")
-        sizes = verbs.add_constant(graph, self.names, new, f"{computed.name}/sizes")
-        node = verbs.add_node(self.names, "Where", [mask, sizes, computed], before=before, hint=str(computed.name))
-        node.outputs[0].type = ir.TensorType(ir.DataType.INT64)
-        return node.outputs[0]
+        known = self.flow.known(computed)
+        assert known is not None
+        factors = np.ones((2, known.size), np.int64)
+        for entry, (size, full) in scale.items():
+            common = math.gcd(size, full)
+            factors[:, entry] = (size // common, full // common) if full else (size, 1)
+        for op, factor in (("Mul", factors[0]), ("Div", factors[1])):
+            if (factor == 1).all():
+                continue
+            operand = verbs.add_constant(graph, self.names, factor.reshape(known.shape), f"{computed.name}/{op}")
+            made = ir.node(op, [computed, operand])
+            made.name = self.names.new(f"{computed.name}/{op}")
+            computed = made.outputs[0]
+            computed.name, computed.type = self.names.new(f"{made.name}_output"), ir.TensorType(ir.DataType.INT64)
+            if before:
+                graph.insert_before(node, made)
+            else:
+                graph.insert_after(node, made)
+                node = made
+        return computed
 
     # ------------------------------------------------------------------ constants
     def smaller(self, value: ir.Value, keeps: Mapping[int, Keep], before: ir.Node) -> ir.Value:

@@ -123,6 +123,8 @@ class Flow:
     extra: dict[ir.Value, tuple[int, ...]] = field(default_factory=dict)
     unseen: list[Labels] = field(default_factory=list)
     """Labels that meet numbers of a constant which no `Use` tells about."""
+    restored: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    """Values that a removal made, and the value of the walk that each gives back (see `ops.sizes`)."""
 
     # ------------------------------------------------------------------ reading
     def shape(self, value: ir.Value | None) -> tuple[int, ...]:
@@ -147,6 +149,7 @@ class Flow:
         """The value of a small tensor that depends on sizes alone, or of a constant; None where it is data."""
         if value is None:
             return None
+        value = self.restored.get(value, value)
         found = self.shapes.value.get(value)
         return verbs.array_of(value) if found is None else found
 

@@ -1,12 +1,12 @@
 """Operators that speak about sizes: what they compute are no channels, and it must not change when channels go.
 
-After a removal, Shape of a smaller tensor gives back the old sizes (`Where(changed, old, computed)`), so that shape
-arithmetic goes on as before, and every Reshape, Expand or Resize at its end is told its own new sizes.
+After a removal, Shape of a smaller tensor is scaled back to the old sizes (`Cut.scaled`), so that shape arithmetic goes
+on as before, and every Reshape, Expand or Resize at its end is told its own new sizes. Where two operators at the two
+ends of a chain undo each other, onnxruntime folds nothing but saves nothing either: they are a few integers.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxslim_core import graph as verbs
@@ -27,21 +27,14 @@ def _cut_shape(cut: Cut, node: ir.Node) -> None:
         return
     shape = cut.flow.shape(x)
     start, end, _ = slice(verbs.attribute(node, "start", 0), verbs.attribute(node, "end")).indices(len(shape))
-    changed = np.array([axis in keeps for axis in range(start, end)], np.bool_)
-    if not changed.any():
-        return
+    scale = {axis - start: (shape[axis], len(keeps[axis])) for axis in range(start, end) if axis in keeps}
     readers = verbs.users_of(node.outputs[0])[0]
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    mask = verbs.add_constant(graph, cut.names, changed, f"{node.name}/cut")
-    old = verbs.add_constant(graph, cut.names, np.array(shape[start:end], np.int64), f"{node.name}/sizes")
-    where = ir.node("Where", [mask, old, node.outputs[0]])
-    where.name = cut.names.new(f"{node.name}/Where")
-    where.outputs[0].name = cut.names.new(f"{node.name}/restored")
-    where.outputs[0].type = ir.TensorType(ir.DataType.INT64)
-    graph.insert_after(node, where)
+    if not scale or not readers:
+        return
+    restored = cut.scaled(node.outputs[0], scale, node, before=False)
+    cut.flow.restored[restored] = node.outputs[0]
     for reader, index in readers:
-        verbs.replace_input(reader, index, where.outputs[0])
+        verbs.replace_input(reader, index, restored)
 
 
 def _cut_size(cut: Cut, node: ir.Node) -> None:
