@@ -108,6 +108,9 @@ def shape_stays(m: Fusion, options: FuseBatchNorm) -> str | None:
     assert index is not None
     source, other = m.node.inputs[index], _array(m.node.inputs[1 - index]).shape
     shape, rank = known_shape(source), rank_of(source)
+    if rank is None and not is_op(m.linear, "MatMul") and m.flatten is None:
+        # what a Conv reads has the rank of its weight: a constant of fewer dimensions did not raise it
+        rank = wanted if len(other) < (wanted := len(_array(m.weight()).shape)) else None
     if rank is None or (shape is None and math.prod(other) > 1):
         return "the shape of its input is not known" if other else None
     sizes = (1,) * (rank - len(other)) + other
@@ -230,6 +233,9 @@ class FuseBatchNorm(Rewrite):
         if opset_of(model) < 7:  # arithmetic broadcast by an attribute, BatchNormalization trained by default
             return None
         found = [m for m in (after(node, model), before(node, model)) if m is not None]
+        if not is_op(node, "BatchNormalization"):
+            # x * sigmoid(x) and the like: nobody would expect a fusion there, so it is no refusal either
+            found = [m for m in found if nobody_else_reads(m, self) is None]
         if len(found) < 2:
             return found[0] if found else None
         return next((m for m in found if not any(guard(m, self) for guard in self.guards)), found[0])
