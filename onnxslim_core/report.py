@@ -362,7 +362,8 @@ def _gains(report: Report) -> list[str]:
     if before and abs(after / before - 1) >= 0.001:
         words.append(f"{abs(100 * (1 - after / before)):.1f} % {'smaller' if after < before else 'bigger'}")
     if not words and report.nodes[1] < report.nodes[0]:
-        words.append(f"{report.nodes[0] - report.nodes[1]} nodes fewer")
+        fewer = report.nodes[0] - report.nodes[1]
+        words.append(f"{fewer} node{'s' * (fewer > 1)} fewer")
     return words
 
 

@@ -1,0 +1,74 @@
+"""The Python interface: what is promised is there, loads late, and does what the README shows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import onnxslim_core as osc
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def net(scale: float = 1.0) -> onnx.ModelProto:
+    weight = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32) * np.float32(scale)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["logits"])],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_every_public_name_is_there() -> None:
+    for name in osc.__all__:
+        assert getattr(osc, name) is not None
+        assert name in dir(osc)
+    with pytest.raises(AttributeError, match="has no attribute 'compres'"):
+        getattr(osc, "compres")  # noqa: B009
+
+
+def test_the_import_is_light() -> None:
+    script = "import sys, onnxslim_core\nprint(sorted({'onnx', 'onnx_ir', 'onnxruntime', 'numpy', 'rich'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_recipes_can_be_named_without_onnx() -> None:
+    script = "import sys\nfrom onnxslim_core.recipe import Budget, Recipe\nprint('onnx_ir' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_example(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    onnx.save(net(), path)
+    data = {"x": np.random.default_rng(1).standard_normal((20, 8)).astype(np.float32)}
+    model = osc.load(path)
+    assert osc.inspect(model, explain=False).cost.params == 32
+    result = osc.compress(model, recipe=osc.Recipe.preset("exact"), data=data, latency_seconds=1.0)
+    assert result.report.fidelity is not None
+    assert result.report.fidelity["logits"].cosine == pytest.approx(1.0)
+    result.save(tmp_path / "small.onnx")
+    found = osc.compare(model, result.model, data=data)
+    assert found.equal() and found.samples == 20
+    assert not osc.compare(path, net(2.0)).equal()
+    assert osc.benchmark(model, result.model, threads=1, seconds=1.0).ratio > 0
+    assert osc.benchmark(path, seconds=0.5).ms > 0
+
+
+def test_gate(tmp_path: Path) -> None:
+    (tmp_path / "budget.toml").write_text("[budget]\nmax_abs = 0.001\n")
+    for name, scale in (("net", 1.0), ("same", 1.0), ("off", 1.5)):
+        onnx.save(net(scale), tmp_path / f"{name}.onnx")
+    budget = tmp_path / "budget.toml"
+    assert osc.gate(tmp_path / "net.onnx", tmp_path / "same.onnx", budget=budget).passed
+    assert not osc.gate(tmp_path / "net.onnx", tmp_path / "off.onnx", budget=budget).passed
