@@ -44,7 +44,8 @@ Blocks:
   `guard = "why"` the witness of the guard; each with its reason. `growth = 100` lets the file grow by so many bytes.
 
 What a case checks: the graph becomes `after`; the model answers the same in onnxruntime, as far as the pass's kind
-promises (exact passes only), in float64 as well; it does not get bigger; a second run changes nothing; the verifier
+promises (exact passes only), in float64 as well; it does not get
+bigger, names of nodes aside; a second run changes nothing; the verifier
 is content; for a refusal, that the guard is on record, and that with this guard switched off something of this fails
 on this very case (its witness).
 
@@ -141,7 +142,7 @@ def read_cases(page: str, text: str) -> Iterator[Case]:
             continue
         try:
             yield _read_case(page, title.strip(), blocks)
-        except (ValueError, KeyError, parser.ParseError) as err:
+        except (ValueError, KeyError, parser.ParseError, onnx.checker.ValidationError) as err:
             raise ValueError(f"{page}.md: {title}: {err}") from err
 
 

@@ -6,10 +6,10 @@ import functools
 from typing import Any
 
 import onnx
-import onnx_ir as ir
 import pytest
 from onnxslim_core.passes import TABLE, pass_class
 
+from onnxslim_core.model import load
 from onnxslim_core.rewrite import Change, Context, Kind, Pass
 from onnxslim_core.verify import Interface, verify
 from tests import oracles, pages
@@ -33,18 +33,13 @@ def _pass(case: pages.Case, without: str = "") -> Pass:
 
 
 def _run(case: pages.Case, model: onnx.ModelProto, without: str = "") -> tuple[onnx.ModelProto, list[Change]]:
-    held = ir.from_proto(_copy(model))
-    interface = Interface.of(held)
-    changes = _pass(case, without).run(held, Context())
-    assert not (problems := verify(held, interface)), problems
-    onnx.checker.check_model(ir.to_proto(held), full_check=True)
-    return ir.to_proto(held), changes
-
-
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    return copied
+    held = load(model, keep_feedable=True)
+    interface = Interface.of(held.ir)
+    changes = _pass(case, without).run(held.ir, Context())
+    assert not (problems := verify(held.ir, interface)), problems
+    after = held.to_proto()
+    onnx.checker.check_model(after, full_check=True)
+    return after, changes
 
 
 def _judge(case: pages.Case, after: onnx.ModelProto, without: str = "") -> None:
@@ -55,7 +50,7 @@ def _judge(case: pages.Case, after: onnx.ModelProto, without: str = "") -> None:
         oracles.assert_equal(case.before, after, kind, feeds)
         if kind is Kind.ALGEBRAIC and "float64" not in case.notes:
             oracles.assert_equal_in_float64(case.before, lambda m: _run(case, m, without)[0], feeds)
-    same_writer = ir.to_proto(ir.from_proto(_copy(case.before)))
+    same_writer = load(case.before, keep_feedable=True).to_proto()
     oracles.assert_not_bigger(same_writer, after, allowed=int(case.notes.get("growth", 0)))
 
 
@@ -86,10 +81,7 @@ def test_second_run_changes_nothing(case: pages.Case) -> None:
 @pytest.mark.parametrize("case", ALL, ids=_id)
 def test_same_input_gives_the_same_bytes_and_the_source_stays(case: pages.Case) -> None:
     source = case.before.SerializeToString(deterministic=True)
-    held = [ir.from_proto(case.before) for _ in range(2)]
-    for model in held:
-        _pass(case).run(model, Context())
-    first, second = (ir.to_proto(model).SerializeToString(deterministic=True) for model in held)
+    first, second = (_run(case, case.before)[0].SerializeToString(deterministic=True) for _ in range(2))
     assert first == second
     assert case.before.SerializeToString(deterministic=True) == source
 
