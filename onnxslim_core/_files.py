@@ -17,7 +17,7 @@ from typing import BinaryIO
 import onnx
 import onnx_ir as ir
 
-from onnxslim_core import _carry
+from onnxslim_core import _emit, _tensors
 from onnxslim_core._wellformed import Limits, quote
 from onnxslim_core.errors import InvalidModel, ModelError
 
@@ -118,7 +118,7 @@ class ExternalData:
             raise InvalidModel(
                 f"{what} ends at byte {offset + needed} of {quote(location)}, which has {len(data)} bytes"
             )
-        return _carry.from_buffer(memoryview(data)[offset : offset + needed], dtype, shape, name, what)
+        return _tensors.from_buffer(memoryview(data)[offset : offset + needed], dtype, shape, name, what)
 
     def _resolve(self, location: str, what: str) -> Path:
         if not location or "\0" in location:
@@ -184,15 +184,15 @@ _INITIALIZER = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
 _RAW_DATA = onnx.TensorProto.DESCRIPTOR.fields_by_name["raw_data"].number
 
 
-def _pieces(model: ir.Model, put: _carry.Put | None) -> list[bytes | memoryview]:
+def _pieces(model: ir.Model, put: _emit.Put | None) -> list[bytes | memoryview]:
     """The bytes of a model file in order, weights as views: a message is the concatenation of its fields.
 
     Args:
         model: The model.
         put: How an initializer is written; None puts its data into the file as it is in memory.
     """
-    dense = [v for v in model.graph.initializers.values() if not isinstance(v.const_value, _carry.SparseTensor)]
-    proto = _carry.write(model, put or _carry.embed, skip={id(v.const_value) for v in dense})
+    dense = [v for v in model.graph.initializers.values() if not isinstance(v.const_value, _tensors.SparseTensor)]
+    proto = _emit.write(model, put or _tensors.embed, skip={id(v.const_value) for v in dense})
     graph = proto.graph.SerializeToString(deterministic=True)
     proto.ClearField("graph")
     fields: list[bytes | memoryview] = []
@@ -200,11 +200,11 @@ def _pieces(model: ir.Model, put: _carry.Put | None) -> list[bytes | memoryview]
         tensor, head, data = value.const_value, onnx.TensorProto(), memoryview(b"")
         assert tensor is not None
         if put is not None or tensor.dtype == ir.DataType.STRING:
-            (put or _carry.embed)(tensor, str(value.name), head)
+            (put or _tensors.embed)(tensor, str(value.name), head)
             start = head.SerializeToString(deterministic=True)
         else:
-            _carry.header(tensor, str(value.name), head)
-            data = _carry.buffer_of(tensor)
+            _tensors.header(tensor, str(value.name), head)
+            data = _tensors.buffer_of(tensor)
             start = head.SerializeToString(deterministic=True) + _tag(_RAW_DATA) + _varint(len(data))
         fields += [_tag(_INITIALIZER) + _varint(len(start) + len(data)) + start, data]
     rest = proto.SerializeToString(deterministic=True)
@@ -216,7 +216,7 @@ def _pieces(model: ir.Model, put: _carry.Put | None) -> list[bytes | memoryview]
 
 def needs_external(model: ir.Model) -> bool:
     """True where the weights do not fit into one file, with some room for the rest."""
-    return sum(t.nbytes for t in _carry.tensors_of(model)) > _PROTO_LIMIT - 2**26
+    return sum(t.nbytes for t in _tensors.tensors_of(model)) > _PROTO_LIMIT - 2**26
 
 
 def inline_bytes(model: ir.Model) -> bytes:
@@ -232,7 +232,7 @@ def _goes_outside(tensor: ir.TensorProtocol) -> bool:
     return (
         tensor.nbytes >= _EXTERNAL_FROM
         and tensor.dtype != ir.DataType.STRING
-        and not isinstance(tensor, _carry.SparseTensor)
+        and not isinstance(tensor, _tensors.SparseTensor)
     )
 
 
@@ -248,11 +248,11 @@ def write_files(model: ir.Model, path: Path, *, external: bool) -> None:
 
         def put(tensor: ir.TensorProtocol, name: str, proto: onnx.TensorProto) -> None:
             if not _goes_outside(tensor):
-                _carry.embed(tensor, name, proto)
+                _tensors.embed(tensor, name, proto)
                 return
-            _carry.header(tensor, name, proto)
+            _tensors.header(tensor, name, proto)
             if id(tensor) not in places:
-                buffer = _carry.buffer_of(tensor)
+                buffer = _tensors.buffer_of(tensor)
                 step = _PAGE if len(buffer) >= _PAGE_FROM else 64
                 data.write(b"\0" * (-data.tell() % step))
                 places[id(tensor)] = data.tell(), len(buffer), tensor

@@ -48,6 +48,8 @@ class Limits:
     """A model file; protobuf ends at 2 GB. External data is not counted."""
     nodes: int = 2_000_000
     """Nodes of all graphs, bodies and functions."""
+    values: int = 4_000_000
+    """Inputs, outputs, initializers and declared types of one graph."""
     nesting: int = 24
     """Bodies within bodies, and types within types."""
     rank: int = 64
@@ -81,8 +83,10 @@ class _Scope:
     defined: set[str] = field(default_factory=set)
 
 
-def quote(name: str, limit: int = 80) -> str:
+def quote(name: str | bytes, limit: int = 80) -> str:
     """A name as it is safe to print: control characters escaped, long names shortened."""
+    if isinstance(name, bytes):
+        name = name.decode("utf-8", "replace")
     text = name if len(name) <= limit else f"{name[: limit - 3]}..."
     return "'" + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text) + "'"
 
@@ -104,6 +108,10 @@ def examine(proto: onnx.ModelProto, limits: Limits) -> Findings:
         raise InvalidModel("the model does not say its IR version", "is this an ONNX file?")
     if proto.ir_version >= 3 and not proto.opset_import:
         raise InvalidModel("the model imports no opset")
+    _text(proto.producer_name, proto.producer_version, proto.domain, proto.doc_string)
+    _entries(proto.metadata_props)
+    for configuration in proto.configuration:
+        _text(configuration.name, *configuration.device)
     _opsets(proto.opset_import)
     walk = _Walk(limits)
     walk.graph(proto.graph, (), 0)
@@ -114,9 +122,22 @@ def examine(proto: onnx.ModelProto, limits: Limits) -> Findings:
 def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> None:
     seen: dict[str, int] = {}
     for entry in imports:
+        _text(entry.domain)
         domain = "" if entry.domain == "ai.onnx" else entry.domain
         if seen.setdefault(domain, entry.version) != entry.version:
             raise InvalidModel(f"domain {quote(entry.domain)} is imported in two versions")
+
+
+def _text(*values: object) -> None:
+    """Refuse text that is not UTF-8, which protobuf hands out as bytes."""
+    for value in values:
+        if isinstance(value, bytes):
+            raise InvalidModel(f"a text in the model is not UTF-8: {quote(value)}")
+
+
+def _entries(entries: Iterable[onnx.StringStringEntryProto]) -> None:
+    for entry in entries:
+        _text(entry.key, entry.value)
 
 
 class _Walk:
@@ -127,6 +148,7 @@ class _Walk:
         self.found = Findings()
 
     def name(self, name: str, what: str) -> str:
+        _text(name)
         if len(name) > self.limits.name_length:
             raise InvalidModel(f"the name of {what} has {len(name)} characters, more than {self.limits.name_length}")
         if "\0" in name:
@@ -142,7 +164,15 @@ class _Walk:
     def graph(self, graph: onnx.GraphProto, outer: Sequence[_Scope], depth: int) -> None:
         if depth > self.limits.nesting:
             raise InvalidModel(f"bodies are nested more than {self.limits.nesting} deep")
+        declared = (graph.input, graph.output, graph.value_info, graph.initializer, graph.sparse_initializer)
+        if sum(map(len, declared)) > self.limits.values:
+            raise InvalidModel(f"a graph declares more than {self.limits.values} values")
         scope = _Scope()
+        _text(graph.name, graph.doc_string)
+        _entries(graph.metadata_props)
+        for annotation in graph.quantization_annotation:
+            _text(annotation.tensor_name)
+            _entries(annotation.quant_parameter_tensor_names)
         for info in graph.input:
             if not info.name:
                 raise InvalidModel(f"an input of graph {quote(graph.name)} has no name")
@@ -151,11 +181,16 @@ class _Walk:
         self.initializers(graph, scope, inputs)
         scope.defined |= scope.every
         for info in (*graph.input, *graph.output, *graph.value_info):
-            self.type(info.type, info.name, 0)
+            self.info(info)
         self.nodes(graph.node, scope, outer, depth)
         for info in graph.output:
             if info.name not in scope.every:
                 self.missing_output(info.name, outer)
+
+    def info(self, info: onnx.ValueInfoProto) -> None:
+        _text(info.name, info.doc_string)
+        _entries(info.metadata_props)
+        self.type(info.type, info.name, 0)
 
     def missing_output(self, name: str, outer: Sequence[_Scope]) -> None:
         if any(name in scope.every for scope in outer):
@@ -195,14 +230,28 @@ class _Walk:
                     raise InvalidModel(f"{quote(name)} is defined twice, the second time in a body of the graph")
         inner = (*outer, scope)
         for node in nodes:
+            self.name(node.name, "a node")
             if not node.op_type:
                 raise InvalidModel(f"node {quote(node.name)} has no operator type")
-            self.name(node.name, "a node")
+            _text(node.op_type, node.domain, node.overload, node.doc_string)
+            _entries(node.metadata_props)
             for name in node.input:
+                _text(name)
                 if name and name not in scope.defined:
                     self.resolve(name, node, inner)
             self.attributes(node, inner, depth)
+            if node.device_configurations:
+                self.devices(node)
             scope.defined.update(node.output)
+
+    def devices(self, node: onnx.NodeProto) -> None:
+        for entry in node.device_configurations:
+            specs = entry.sharding_spec
+            _text(entry.configuration_id, *(spec.tensor_name for spec in specs))
+            if not entry.configuration_id or not all(spec.tensor_name for spec in specs):
+                raise InvalidModel(f"{_label(node)} has a device configuration or a sharding without a name")
+            for dim in (dim for spec in specs for sharded in spec.sharded_dim for dim in sharded.simple_sharding):
+                _text(dim.dim_param)
 
     def resolve(self, name: str, node: onnx.NodeProto, scopes: Sequence[_Scope]) -> None:
         for scope in reversed(scopes):
@@ -230,6 +279,7 @@ class _Walk:
             raise InvalidModel(f"{_label(node)} must hold one value and have one output")
 
     def attribute(self, attr: onnx.AttributeProto, what: str, scopes: Sequence[_Scope], depth: int) -> None:
+        _text(attr.doc_string, attr.ref_attr_name)
         if attr.ref_attr_name:
             return
         kind: int = attr.type
@@ -264,6 +314,9 @@ class _Walk:
 
     def tensor(self, tensor: onnx.TensorProto, what: str) -> None:
         self.name(tensor.name, what)
+        _text(tensor.doc_string)
+        _entries(tensor.metadata_props)
+        _entries(tensor.external_data)
         self.dims(tensor.dims, tensor.data_type, what, self.limits.elements)
         if tensor.HasField("segment"):
             raise UnsupportedModel(f"{what} is stored in segments")
@@ -284,10 +337,13 @@ class _Walk:
         if depth > self.limits.nesting:
             raise InvalidModel(f"the type of {quote(what)} is nested more than {self.limits.nesting} deep")
         kind = proto.WhichOneof("value")
+        _text(proto.denotation)
         if kind in ("tensor_type", "sparse_tensor_type"):
             tensor = getattr(proto, kind)
             if tensor.elem_type and tensor.elem_type not in KNOWN_TYPES:
                 raise InvalidModel(f"{quote(what)} has the unknown element type {tensor.elem_type}")
+            for dim in tensor.shape.dim:
+                _text(dim.dim_param, dim.denotation)
             if len(tensor.shape.dim) > self.limits.rank:
                 raise InvalidModel(f"{quote(what)} has {len(tensor.shape.dim)} dims, more than {self.limits.rank}")
         elif kind in ("sequence_type", "optional_type"):
@@ -300,6 +356,10 @@ class _Walk:
         for function in functions:
             key = (function.domain, function.name, function.overload)
             what = f"function {quote(function.name)}"
+            _text(function.domain, function.overload, function.doc_string, *function.attribute, *function.output)
+            _entries(function.metadata_props)
+            for info in function.value_info:
+                self.info(info)
             if not function.name or key in calls:
                 raise InvalidModel(f"{what} has no name or is defined twice")
             self.name(function.name, what)

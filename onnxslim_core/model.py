@@ -22,7 +22,7 @@ import onnx
 import onnx_ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from onnxslim_core import _carry, _files
+from onnxslim_core import _carry, _emit, _files, _tensors
 from onnxslim_core._wellformed import Limits, examine, quote
 from onnxslim_core.errors import InvalidModel, ModelError
 from onnxslim_core.graph import label_of
@@ -60,7 +60,7 @@ class Model:
         """
         if _files.needs_external(self.ir):
             raise ModelError(f"the weights take {self.nbytes} bytes, more than a proto can hold", "use save()")
-        return _carry.write(self.ir)
+        return _emit.write(self.ir)
 
     def to_ir(self) -> onnx_ir.Model:
         """An independent onnx_ir model with shared weights."""
@@ -75,7 +75,7 @@ class Model:
     @property
     def nbytes(self) -> int:
         """Bytes of all weights, those in Constant nodes and bodies included; a shared one counts once."""
-        return sum({id(t): t.nbytes for t in _carry.tensors_of(self.ir)}.values())
+        return sum({id(t): t.nbytes for t in _tensors.tensors_of(self.ir)}.values())
 
     @contextlib.contextmanager
     def session_source(self) -> Iterator[bytes | str]:
@@ -103,7 +103,7 @@ def wrap(graph: onnx_ir.Model) -> Model:
 def load(
     source: Any,
     *,
-    external_data_root: Path | None = None,
+    external_data_root: str | Path | None = None,
     keep_feedable: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Model:
@@ -122,25 +122,26 @@ def load(
         UnsupportedModel: if it holds something that cannot be carried, which is named.
     """
     path: Path | None = None
+    root = None if external_data_root is None else Path(external_data_root)
     notes: list[Change] = []
     if isinstance(source, Model):
         graph, path, notes = _clone(source.ir), source.source, list(source.notes)
     elif isinstance(source, onnx_ir.Model):
-        graph = _adopt(source, external_data_root, limits)
+        graph = _adopt(source, root, limits)
     elif type(source).__module__.partition(".")[0] == "onnx_graphsurgeon":
         from onnxslim_core import surgeon
 
         graph = surgeon.to_ir(source)
     elif isinstance(source, onnx.ModelProto):
-        graph = _from_proto(source, None, external_data_root, limits, owned=False)
+        graph = _from_proto(source, None, root, limits, owned=False)
     elif isinstance(source, (bytes, bytearray, memoryview)):
-        graph = _from_proto(_parse(bytes(source), "the model"), None, external_data_root, limits, owned=True)
+        graph = _from_proto(_parse(bytes(source), "the model"), None, root, limits, owned=True)
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source)
         proto = _parse(_files.read_bytes(path, limits), f"'{path}'")
-        graph = _from_proto(proto, path, external_data_root, limits, owned=True)
+        graph = _from_proto(proto, path, root, limits, owned=True)
     elif isinstance(inner := getattr(source, "model", None), onnx_ir.Model):  # PyTorch's ONNXProgram
-        graph = _adopt(inner, external_data_root, limits)
+        graph = _adopt(inner, root, limits)
     else:
         raise ModelError(
             f"a {type(source).__name__} is not a model",
@@ -230,7 +231,7 @@ def _adopt(source: onnx_ir.Model, root: Path | None, limits: Limits) -> onnx_ir.
 
     def ours(tensor: onnx_ir.TensorProtocol) -> onnx_ir.TensorProtocol:
         if not isinstance(tensor, onnx_ir.ExternalTensor):
-            return _carry.wrapped(tensor)
+            return _tensors.wrapped(tensor)
         graph_folder = Path(os.fspath(tensor.base_dir)) if os.fspath(tensor.base_dir) else None
         store = files.setdefault(graph_folder, _files.ExternalData(graph_folder, root))
         shape = [int(d) for d in tensor.shape.numpy()]
@@ -238,10 +239,10 @@ def _adopt(source: onnx_ir.Model, root: Path | None, limits: Limits) -> onnx_ir.
         return store.open(location, offset, tensor.length, tensor.dtype, shape, tensor.name)
 
     if out_of_order(source):  # only a sorted graph can be copied, so this one goes through a proto, without its `meta`
-        proto = _carry.write(source, lambda tensor, name, empty: _carry.embed(ours(tensor), name, empty))
+        proto = _emit.write(source, lambda tensor, name, empty: _tensors.embed(ours(tensor), name, empty))
         return _from_proto(proto, None, root, limits, owned=True)
     graph = _clone(source)
-    _carry.map_tensors(graph, ours)
+    _tensors.map_tensors(graph, ours)
     if files:
         graph.graph.meta[_carry.EXTERNAL_KEY] = True
     return graph

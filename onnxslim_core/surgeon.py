@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from onnxslim_core import _carry
+from onnxslim_core import _carry, _emit
 from onnxslim_core._wellformed import quote
 from onnxslim_core.errors import InvalidModel, UnsupportedModel
 
@@ -75,7 +75,7 @@ def from_ir(model: ir.Model) -> Any:
     """
     import onnx_graphsurgeon as gs
 
-    proto = _carry.write(model)
+    proto = _emit.write(model)
     for graph in _graphs(proto):
         _refuse(graph)
     for function in proto.functions:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
-from onnxslim_core import _carry
+from onnxslim_core import _emit
+from onnxslim_core._tensors import SparseTensor
 from onnxslim_core.graph import bodies, label_of
 
 __all__ = ["CHECKS", "STRUCTURE", "Check", "Interface", "Port", "out_of_order", "verify"]
@@ -249,9 +250,9 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
         for name, value in model.graph.initializers.items()
         if value.const_value is not None
         and value.const_value.nbytes >= _INLINE_BELOW
-        and not isinstance(value.const_value, _carry.SparseTensor)
+        and not isinstance(value.const_value, SparseTensor)
     }
-    proto = _carry.write(model, skip={id(tensor) for tensor in large.values()})
+    proto = _emit.write(model, skip={id(tensor) for tensor in large.values()})
     for name, tensor in large.items():
         if model.graph.initializers[name] not in inputs:
             info = proto.graph.input.add(name=name)
