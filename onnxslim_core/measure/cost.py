@@ -62,7 +62,8 @@ class Cost:
             list of numbers in a Constant's `value_floats`.
         bytes: All constants and the graph around them, as one file holds them.
         peak_activation_bytes: The most that inputs, outputs and intermediate results take up at once, node after node
-            in the order of the file, without sharing memory between input and output.
+            in the order of the file, without sharing memory between input and output. Inputs count throughout,
+            since the caller holds them.
         nodes: Nodes of the main graph and of bodies, but for Constant.
         layers: One row per node of the main graph.
         has_bodies: True where there are nodes in If, Loop or Scan, whose MACs are not in the count.

@@ -186,7 +186,8 @@ def _check(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]], va
     for name in (*shapes, *values):
         if name not in known:
             raise RecipeError(f"no input is called '{name}'", f"inputs: {', '.join(known) or 'none'}")
-    for name, shape in shapes.items():
+    whole = {name: np.shape(np.asarray(value)) for name, value in values.items()}
+    for name, shape in {**{name: shape for name, shape in whole.items() if shape}, **shapes}.items():
         declared = known[name].shape
         if declared is None:
             continue
