@@ -30,7 +30,7 @@ class Feeds:
     """What the models are fed.
 
     Attributes:
-        exact: For checking that answers are equal.
+        exact: For checking that answers are equal; the very list of `judging` where both are random.
         deciding: For passes.
         judging: For the verdict; none of them is in `deciding`.
         labels: Of the judging samples, for a user's metric.
@@ -86,7 +86,8 @@ def open_feeds(
             return Feeds((), (), (), None, DataUsed("none", note=problem))
         half = len(drawn) // 2
         used = DataUsed("random", f"seed {seed}", half, len(drawn) - half, shapes=_shapes(drawn[0]))
-        return Feeds(drawn, drawn[:half], drawn[half:], None, used)
+        judged = drawn[half:]
+        return Feeds(judged, drawn[:half], judged, None, used)
     source = _cut(open_source(data, model, recipe.data), model, recipe)
     run(session, source[0])
     deciding, judging = source.split()

@@ -16,6 +16,7 @@ import contextlib
 import copy
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ from onnxslim_core.report import Asked, Report, StepRecord, headline, machine
 from onnxslim_core.rewrite import Change, Context, Pass, Progress, Sample
 from onnxslim_core.verify import Interface, verify
 
-__all__ = ["Clock", "Job", "difference"]
+__all__ = ["Clock", "Job", "difference", "said"]
 
 CLEANUP = ("normalize", "fold_constants")
 """What runs to a fixpoint at the start and after every step, by itself."""
@@ -370,15 +371,24 @@ class Job:
         if not self.compares:
             return None
         for first, numbers in self._segments(states):
-            base = self._model(states, first) if first else self.reference
-            with self.clock("comparing"):
-                if difference(base, self._model(states, numbers[-1]), self.feeds.exact, self.threads) is None:
-                    continue
-                for number in numbers:
-                    found = difference(base, self._model(states, number), self.feeds.exact, self.threads)
-                    if found is not None:
-                        return number, f"changed the answers: {found}"
+            if self._differs(states, first, numbers[-1]) is None:
+                continue
+            for number in numbers:
+                if found := self._differs(states, first, number):
+                    return number, f"changed the answers: {found}"
         return None
+
+    def _differs(self, states: Sequence[_State], first: int, number: int) -> str | None:
+        """How the state after a step answers otherwise than one before it."""
+        model = self._model(states, number)
+        if first == 0 and self.feeds.exact is self.feeds.judging:
+            try:
+                return said(self._fidelity(model))  # the same comparison, made once
+            except MeasureError as err:
+                return str(err)
+        base = self._model(states, first) if first else self.reference
+        with self.clock("comparing"):
+            return difference(base, model, self.feeds.exact, self.threads)
 
     # ------------------------------------------------------------------------------------------------ outcome
 
@@ -481,16 +491,23 @@ class Job:
 def difference(reference: Model, candidate: Model, samples: Sequence[Sample], threads: int = 1) -> str | None:
     """How the answers of an exact change differ beyond rounding; None where they do not."""
     try:
-        found = compare(reference, candidate, samples, threads=threads)
+        return said(compare(reference, candidate, samples, threads=threads))
     except MeasureError as err:
         return str(err)
+
+
+def said(found: Fidelity) -> str | None:
+    """What of a comparison is more than rounding; None where nothing is."""
     if found.equal():
         return None
-    errors = {name: output.error for name, output in found.outputs.items()}
-    worst = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float("inf"))
-    output = found.outputs[worst]
-    noise = "" if output.noise_floor is None else f", noise floor {output.noise_floor:.2g}"
-    return output.mismatch or f"output '{worst}' is off by {output.error:.2g} of its scale{noise}"
+    noise = {name: output.noise_floor for name, output in found.outputs.items()}
+    places = [(output, name, "") for name, output in found.outputs.items()]
+    places += [(output, name, " in onnxruntime's default session") for name, output in found.default.items()]
+    # the largest first, and what is no number before everything
+    places.sort(key=lambda place: -place[0].error if place[0].error == place[0].error else -math.inf)
+    output, name, where = next((place for place in places if place[0].mismatch), places[0])
+    floor = "" if noise.get(name) is None else f", noise floor {noise[name]:.2g}"
+    return output.mismatch or f"output '{name}' is off by {output.error:.2g} of its scale{where}{floor}"
 
 
 def _once(records: Iterator[StepRecord]) -> Iterator[StepRecord]:

@@ -19,7 +19,7 @@ from onnxslim_core.errors import BudgetError, DataError, MeasureError, ModelErro
 from onnxslim_core.measure.latency import Latency
 from onnxslim_core.model import load
 from onnxslim_core.pipeline import Result, compress, compress_file
-from onnxslim_core.recipe import Budget, InputSpec, Recipe, Step
+from onnxslim_core.recipe import Budget, InputSpec, OutputBudget, Recipe, Step
 from onnxslim_core.rewrite import Change, Context, Kind
 
 RNG = np.random.default_rng(0)
@@ -87,7 +87,7 @@ class Narrow:
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         assert context.samples
         init = model.graph.initializers
-        cuts = {"w1": np.s_[:, : self.keep], "b1": np.s_[: self.keep], "w2": np.s_[: self.keep]}
+        cuts: dict[str, Any] = {"w1": np.s_[:, : self.keep], "b1": np.s_[: self.keep], "w2": np.s_[: self.keep]}
         for name, cut in cuts.items():
             tensor = init[name].const_value
             assert tensor is not None
@@ -144,7 +144,7 @@ FAKES: tuple[type[Any], ...] = (Fake, Lossy, Narrow, Bloat, Break)
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = passes.pass_class
+    real = vars(passes)["pass_class"]
     found: dict[str, type[Any]] = {cls.name: cls for cls in FAKES}
     choose: Callable[[str], Any] = lambda name: found.get(name) or real(name)  # noqa: E731
     monkeypatch.setattr(passes, "pass_class", choose)
@@ -275,8 +275,8 @@ def test_exact_steps_measured_slower_are_taken_back(monkeypatch: pytest.MonkeyPa
         return latency(1.2 if marks[0, 0] != reference.ir.graph.initializers["w1"].const_value.numpy()[0, 0] else 1.0)
 
     monkeypatch.setattr(_job, "compare_latency", timing)
-    steps = [("fake", {"factor": tiny}), ("fake", {"factor": 1 + 2**-21, "node": "first"})]
-    result = compress(net(), recipe("normalize", *steps))
+    slow = {"factor": 1 + 2**-21, "node": "first"}
+    result = compress(net(), recipe("normalize", ("fake", {"factor": tiny}), ("fake", slow)))
     fakes = [step for step in result.report.steps if step.name == "fake"]
     assert [step.outcome for step in fakes] == ["done", "rolled back"]
     assert "measured slower" in fakes[1].reason
@@ -340,10 +340,8 @@ def test_budget_keys(budget: Budget, needle: str | None) -> None:
 
 
 def test_budget_of_parts_judges_them_apart() -> None:
-    whole = {"axis": 1, "parts": {"a": (0, 2), "b": (2, 4)}}
-    from onnxslim_core.recipe import OutputBudget
-
-    result = squeeze(net(), recipe("normalize"), budget=Budget(output={"y": OutputBudget(min_cosine=0.9, **whole)}))
+    apart = OutputBudget(min_cosine=0.9, axis=1, parts={"a": (0, 2), "b": (2, 4)})
+    result = squeeze(net(), recipe("normalize"), budget=Budget(output={"y": apart}))
     assert result.passed
     assert result.report.fidelity is not None and {"y", "y.a", "y.b"} == set(result.report.fidelity.outputs)
     with pytest.raises(BudgetError, match="no such output"):

@@ -77,7 +77,8 @@ def test_fixed_batch_takes_that_many_rows() -> None:
 
 def test_labels_follow_the_rows_of_a_batch() -> None:
     rows = np.zeros((12, 2), np.float32)
-    source = open_source({"x": rows, "y": np.arange(12)}, [spec(shape=(4, 2))], DataSpec(labels="y"))
+    data: dict[str, np.ndarray] = {"x": rows, "y": np.arange(12)}
+    source = open_source(data, [spec(shape=(4, 2))], DataSpec(labels="y"))
     deciding, judging = source.split()
     assert judging.labels is not None and deciding.labels is not None
     assert [label.tolist() for label in judging.labels] == [[0, 1, 2, 3], [8, 9, 10, 11]]
