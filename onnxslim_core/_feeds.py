@@ -19,7 +19,10 @@ from onnxslim_core.rewrite import Sample
 __all__ = ["Feeds", "open_feeds"]
 
 RANDOM_SAMPLES = 8
-"""Seeded random inputs: the first half to decide with, the second to judge on."""
+"""Seeded random inputs: the first half to decide with, the second to judge on; half as many of costly models."""
+
+COSTLY_MACS = 5e8
+"""Of one call of a costly model."""
 
 JUDGING_MACS = 4e11
 """Given data is cut down to about so many multiply-accumulates per comparison, so that judging ends in minutes."""
@@ -84,6 +87,8 @@ def open_feeds(
     if data is None:
         if not drawn:
             return Feeds((), (), (), None, DataUsed("none", note=problem))
+        if cost(model, drawn[0]).macs > COSTLY_MACS:
+            drawn = drawn[: RANDOM_SAMPLES // 2]
         half = len(drawn) // 2
         used = DataUsed("random", f"seed {seed}", half, len(drawn) - half, shapes=_shapes(drawn[0]))
         judged = drawn[half:]
@@ -94,7 +99,7 @@ def open_feeds(
     used = DataUsed(
         "given", source.name, len(deciding), len(judging), source.digest, _shapes(source[0]), _shortage(deciding)
     )
-    exact = [*drawn[: RANDOM_SAMPLES // 2], *judging.first(4)]
+    exact = [*drawn[:2], *judging.first(2)]
     return Feeds(exact, deciding or drawn, judging, judging.labels, used)
 
 
