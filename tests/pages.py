@@ -41,13 +41,12 @@ Blocks:
   random. For an input of the graph the line gives what is fed.
 - `options`: TOML, the options of the pass.
 - `notes`: TOML. `float64 = "why"` leaves out the check in float64, `numbers = "why"` every run of the model,
-  `guard = "why"` the witness of the guard; each with its reason. `growth = 100` lets the file grow by so many bytes.
+  `guard = "why"` the witness of the guard, `checker = "why"` the checker's shape inference; each with its reason. `growth = 100` lets the file grow by so many bytes.
 
 What a case checks: the graph becomes `after`; the model answers the same in onnxruntime, as far as the pass's kind
-promises (exact passes only), in float64 as well; it does not get
-bigger, names of nodes aside; a second run changes nothing; the verifier
-is content; for a refusal, that the guard is on record, and that with this guard switched off something of this fails
-on this very case (its witness).
+promises (exact passes only), in float64 as well; it does not get bigger, names of nodes aside; a second run changes
+nothing; the verifier is content; for a refusal, that the guard is on record, and that with this guard switched off
+something of this fails on this very case (its witness).
 
 Graphs are compared by structure: walking from the outputs, op types, domains, attributes and wiring must be the same;
 names of inner values and nodes and the order of nodes do not matter, names and types of inputs and outputs do. Of an

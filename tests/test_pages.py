@@ -38,7 +38,7 @@ def _run(case: pages.Case, model: onnx.ModelProto, without: str = "") -> tuple[o
     changes = _pass(case, without).run(held.ir, Context())
     assert not (problems := verify(held.ir, interface)), problems
     after = held.to_proto()
-    onnx.checker.check_model(after, full_check=True)
+    onnx.checker.check_model(after, full_check="checker" not in case.notes)
     return after, changes
 
 
