@@ -59,9 +59,12 @@ def _visit(flow: Flow, node: ir.Node) -> None:
     read = node.inputs[:1] if verbs.is_op(node, "CastLike") else node.inputs
     if is_constant_op(node) and all(v is None or _constant(flow, v) for v in read):
         flow.constants.update(node.outputs)
+        if any(v in flow.sized for v in read):
+            flow.sized.update(node.outputs)
         return
     if node.outputs and all(v in flow.shapes.value for v in node.outputs):
         flow.constants.update(node.outputs)
+        flow.sized.update(node.outputs)
         return
     rule = rule_of(node)
     if rule is None:

@@ -115,6 +115,8 @@ class Flow:
     atoms: Atoms = field(default_factory=Atoms)
     table: dict[ir.Value, Labels] = field(default_factory=dict)
     constants: set[ir.Value] = field(default_factory=set)
+    sized: set[ir.Value] = field(default_factory=set)
+    """Constants that are computed from sizes of inputs: at another size they are other ones."""
     uses: list[Use] = field(default_factory=list)
     sinks: list[Sink] = field(default_factory=list)
     works: list[Work] = field(default_factory=list)
@@ -176,6 +178,8 @@ class Flow:
         assert constant is not None
         count = self.shape(constant)[axis]
         labels = self.atoms.fresh(count)
+        if constant in self.sized:
+            self.atoms.pin(labels, Reason(verbs.label_of(node), "what makes them is computed from sizes of inputs"))
         self._tie(constant, axis, labels)
         self.uses.append(Use(node, index, axis, labels, "out"))
         return labels

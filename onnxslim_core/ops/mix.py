@@ -104,8 +104,37 @@ def _space(flow: Flow, node: ir.Node, rank: int) -> Sequence[int]:
     return range(2, rank)
 
 
-def _all_axes(flow: Flow, node: ir.Node, rank: int) -> Sequence[int]:
-    return range(rank)
+def _cumulated(flow: Flow, node: ir.Node, rank: int) -> Sequence[int]:
+    axis = flow.known(node.inputs[1])
+    return range(rank) if axis is None else [int(axis.reshape(-1)[0])]
+
+
+def _label_group_norm(flow: Flow, node: ir.Node) -> None:
+    """Channels of one group depend on each other; scale and bias are per group before opset 21, then per channel."""
+    labels = flow.labels(node.inputs[0])
+    if labels is None or not (flow.is_constant(node.inputs[1]) and flow.is_constant(node.inputs[2])):
+        flow.freeze(node, "its scale and bias are computed")
+        return
+    labels = flow.atoms.mix(labels, [axis for axis in range(labels.ndim) if axis != 1])
+    if labels.size > 1:
+        groups = labels.reshape(int(verbs.attribute(node, "num_groups")), -1)
+        flow.atoms.mix(groups, [1])
+        flow.atoms.note(groups)
+        per_group = flow.shape(node.inputs[1])[0] == len(groups)
+        for index in (1, 2):
+            flow.use(node, index, 0, groups[:, 0] if per_group else labels.reshape(-1), "carry")
+    flow.set(node.outputs[0], labels)
+
+
+def _cut_group_norm(cut: Cut, node: ir.Node) -> None:
+    keep = cut.keeps(node.outputs[0]).get(1)
+    if keep is None:
+        return
+    groups = int(verbs.attribute(node, "num_groups"))
+    kept = np.unique(keep // (cut.flow.shape(node.outputs[0])[1] // groups))
+    for index in (1, 2):
+        cut.constant(node, index, {0: kept if cut.flow.shape(node.inputs[index])[0] == groups else keep})
+    verbs.set_attribute(node, "num_groups", len(kept))
 
 
 def _instance_cut(cut: Cut, node: ir.Node) -> None:
@@ -176,9 +205,12 @@ RULES = {
     **{op: Rule(_over(_softmax_axes)) for op in ("Softmax", "LogSoftmax", "Hardmax")},
     **{op: Rule(_over(_axis(-1))) for op in ("LpNormalization", "TopK")},
     **{op: Rule(_over(_from_axis)) for op in ("LayerNormalization", "RMSNormalization")},
-    **{op: Rule(_over(_all_axes)) for op in ("CumSum", "MeanVarianceNormalization", "ReverseSequence", "Trilu")},
+    "CumSum": Rule(_over(_cumulated)),
+    "MeanVarianceNormalization": Rule(_over(lambda flow, node, rank: verbs.attribute(node, "axes", (0, 2, 3)))),
+    "ReverseSequence": Rule(_over(lambda flow, node, rank: [0, 1])),  # batch_axis and time_axis are these two
+    "Trilu": Rule(_over(lambda flow, node, rank: [-2, -1])),
     "LRN": Rule(_over(lambda flow, node, rank: [1])),
-    "GroupNormalization": Rule(_over(lambda flow, node, rank: range(1, rank))),
+    "GroupNormalization": Rule(_label_group_norm, _cut_group_norm),
     "InstanceNormalization": Rule(_label_instance, _instance_cut),
     "Resize": Rule(_label_resize, _cut_resize, _value_resize),
     "Upsample": Rule(_label_resize, None, _value_resize),

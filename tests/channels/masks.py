@@ -1,0 +1,214 @@
+"""The mask oracle: the judge of every rule of the channel graph.
+
+A removal is right when the smaller model answers what the original answers with zeros multiplied in *at every sum
+over the removed channels*, never at the node that makes them, since bias, shift and Sigmoid come after it. Nothing
+is trusted on its word: onnxruntime runs both models with its optimizer off, at every size that is handed in; the
+plan is random; a mask that does not move the output, a NaN or an Inf proves nothing and fails. What the channel graph
+says about weights (`uses`) is compared with what the removal did to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxslim_core import graph as verbs
+from onnxslim_core.channels.boxes import View
+from onnxslim_core.channels.groups import ChannelGraph, analyse
+from onnxslim_core.channels.removal import remove_atoms
+from onnxslim_core.ops.atoms import compact
+from onnxslim_core.ops.flow import Sink, Use
+from tests import oracles
+
+__all__ = ["Proof", "masked", "plan", "prove", "prove_removal"]
+
+Feeds = Mapping[str, np.ndarray]
+Flags = NDArray[np.bool_]
+
+TOLERANCE = 2e-5
+"""Largest max|d| / max|ref| of float32 sums whose order differs; a mask has to move the output 50 times as far."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared, and how well it agreed.
+
+    Attributes:
+        free: Classes of channels that may go.
+        removed: Those that went.
+        error: Largest max|d| / max|ref| between the smaller and the masked model.
+        moved: The same between the masked and the original model.
+        params: Share of the elements of labelled weights that is left.
+    """
+
+    free: int
+    removed: int
+    error: float
+    moved: float
+    params: float
+
+
+def prove(
+    model: onnx.ModelProto | ir.Model,
+    feeds: Sequence[Feeds],
+    view: View,
+    seed: int = 0,
+    share: float = 0.5,
+    *,
+    tolerance: float = TOLERANCE,
+    strict: bool = True,
+) -> Proof:
+    """Analyse at the sizes of the first feed, remove a random share of every group, compare at all feeds.
+
+    Args:
+        model: Is not changed.
+        feeds: Inputs; the first sets the sizes of the analysis, the others may have different ones.
+        view: Of the open choices.
+        seed: Of the plan.
+        share: Of the free classes of each group that goes.
+        tolerance: On max|d| / max|ref|.
+        strict: Whether the mask has to move the output, and inference must agree. Large models answer too little.
+
+    Raises:
+        AssertionError: where the smaller model answers differently, or where nothing would be proven.
+    """
+    own = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model.clone()
+    channels = analyse(own, feeds[0], view=view)
+    classes = plan(channels, np.random.default_rng(seed), share)
+    return prove_removal(channels, feeds, classes, tolerance=tolerance, strict=strict)
+
+
+def prove_removal(
+    channels: ChannelGraph,
+    feeds: Sequence[Feeds],
+    classes: Sequence[int],
+    *,
+    tolerance: float = TOLERANCE,
+    strict: bool = True,
+) -> Proof:
+    """Remove these classes and compare; the channel graph does not describe the model afterwards."""
+    model = channels.flow.model
+    free = sum(int(group.free.sum()) for group in channels.groups)
+    gone = channels.gone(classes)
+    left = channels.params(gone) / max(channels.params(), 1.0)
+    original = ir.to_proto(model.clone())
+    reference = ir.to_proto(masked(channels, gone))
+    expected = _expected_weights(channels.uses, gone)
+    remove_atoms(channels, gone)
+    smaller = ir.to_proto(model)
+    if strict and _infers(original):
+        onnx.shape_inference.infer_shapes(smaller, check_type=True, strict_mode=True, data_prop=True)
+    oracles.assert_same_interface(original, smaller)
+    _check_weights(expected)
+    error, moved = 0.0, 0.0
+    judges = [oracles.session(proto) for proto in (original, reference, smaller)]
+    for feed in feeds:
+        before, wanted, got = (judge.run(None, dict(feed)) for judge in judges)
+        error = max(error, _distance(wanted, got))
+        moved = max(moved, _distance(before, wanted))
+    assert error <= tolerance, f"the smaller model is off by {error:.3g} (the mask itself moved by {moved:.3g})"
+    assert not strict or not classes or moved > 50 * tolerance, f"the mask moved the output by {moved:.3g} only"
+    return Proof(free, len(classes), error, moved, left)
+
+
+def plan(channels: ChannelGraph, rng: np.random.Generator, share: float) -> list[int]:
+    """Random classes: of each group this share of what is free, at least one, never all there is."""
+    chosen: list[int] = []
+    for group in channels.groups:
+        free = group.classes[group.free]
+        count = min(max(round(len(free) * share), 1), len(free), len(group.classes) - 1)
+        if count > 0:
+            chosen += rng.choice(free, count, replace=False).tolist()
+    return chosen
+
+
+def masked(channels: ChannelGraph, gone: Flags) -> ir.Model:
+    """A copy of the model in which every sum over removed channels reads zeros there."""
+    flow = channels.flow
+    model = flow.model.clone()
+    twins = dict(zip(flow.model.graph, model.graph, strict=True))
+    names = verbs.Names(model)
+    for sink in channels.sinks:
+        kept = _kept(channels, sink, gone)
+        if kept.all():
+            continue
+        node = twins[sink.node]
+        source = node.inputs[sink.index]
+        original = sink.node.inputs[sink.index]
+        assert source is not None and original is not None
+        mask = verbs.add_constant(model.graph, names, kept, "mask")
+        dtype = flow.shapes.dtype[original].numpy()  # type: ignore[attr-defined]
+        zero = verbs.add_constant(model.graph, names, np.zeros((), dtype), "zero")
+        if dtype.kind == "f":
+            mask.const_value, operands, op = ir.tensor(kept.astype(dtype), name=mask.name), [source, mask], "Mul"
+            mask.type = ir.TensorType(flow.shapes.dtype[original])  # type: ignore[attr-defined]
+        else:
+            operands, op = [mask, source, zero], "Where"
+        verbs.replace_input(node, sink.index, verbs.add_node(names, op, operands, before=node).outputs[0])
+    return model
+
+
+def _kept(channels: ChannelGraph, sink: Sink, gone: Flags) -> NDArray[np.bool_]:
+    """What the mask lets through: of an activation by its labels, of a constant along its last axis."""
+    value = sink.node.inputs[sink.index]
+    assert value is not None
+    labels = channels.flow.labels(value)
+    if labels is None:
+        labels = sink.labels[0]
+    return np.equal(compact(gone[labels].astype(np.int32)), 0)
+
+
+def _infers(model: onnx.ModelProto) -> bool:
+    try:
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError:
+        return False
+    return True
+
+
+def _expected_weights(uses: Iterable[Use], gone: Flags) -> list[tuple[Use, dict[int, NDArray[np.int64]], np.ndarray]]:
+    """For each constant operand with labels: what the channel graph says is left of it."""
+    keeps: dict[tuple[ir.Node, int], dict[int, NDArray[np.int64]]] = {}
+    firsts: dict[tuple[ir.Node, int], Use] = {}
+    for use in uses:
+        firsts.setdefault((use.node, use.index), use)
+        keeps.setdefault((use.node, use.index), {})[use.axis] = np.flatnonzero(~gone[use.labels])
+    found = []
+    for key, use in firsts.items():
+        array = verbs.array_of(use.constant)
+        if array is not None:
+            found.append((use, keeps[key], array))
+    return found
+
+
+def _check_weights(expected: Iterable[tuple[Use, dict[int, NDArray[np.int64]], np.ndarray]]) -> None:
+    for use, keeps, before in expected:
+        if use.node.graph is None:
+            continue
+        after = verbs.array_of(use.node.inputs[use.index])
+        assert after is not None, f"{verbs.label_of(use.node)} lost a constant"
+        said = before
+        for axis, keep in keeps.items():
+            assert after.shape[axis] == len(keep), f"{verbs.label_of(use.node)}: input {use.index}, axis {axis}"
+            said = said.take(keep, axis=axis)
+        if said.shape == after.shape:
+            assert np.array_equal(said, after), f"{verbs.label_of(use.node)}: input {use.index} holds other entries"
+
+
+def _distance(reference: Sequence[np.ndarray], candidate: Sequence[np.ndarray]) -> float:
+    """The largest max|d| / max|ref| over the outputs; integers and booleans count as numbers."""
+    worst = 0.0
+    assert len(reference) == len(candidate)
+    for left, right in zip(reference, candidate, strict=True):
+        if not isinstance(left, np.ndarray) or left.dtype.kind not in "fiub" or not left.size:
+            continue
+        assert left.shape == right.shape, f"shape {right.shape} instead of {left.shape}"
+        a, b = left.astype(np.float64), right.astype(np.float64)
+        assert np.isfinite(a).all() and np.isfinite(b).all(), "NaN or Inf proves nothing"
+        worst = max(worst, float(np.abs(a - b).max()) / max(float(np.abs(a).max()), 1e-30))
+    return worst
