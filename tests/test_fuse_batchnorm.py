@@ -8,8 +8,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from onnxslim_core.passes.fuse_batchnorm import FuseBatchNorm
 
 from onnxslim_core.channels.records import BATCHNORM, BatchNormRecord
@@ -182,11 +180,10 @@ def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
         FuseBatchNorm(**options)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.data())
-def test_any_chain_around_a_conv_or_gemm_answers_the_same(data: st.DataObject) -> None:
-    """Random affine nodes around random linear ones, constants of every shape that broadcasts, sizes all different."""
-    proto = _chain(data)
+@pytest.mark.parametrize("seed", range(120))
+def test_any_chain_answers_the_same(seed: int) -> None:
+    """Random affine nodes around random linear ones, constants of every shape that broadcasts, sizes that collide."""
+    proto = _Chain(seed).build()
     model = ir.from_proto(proto)
     _run(model)
     after = ir.to_proto(model)
@@ -195,75 +192,92 @@ def test_any_chain_around_a_conv_or_gemm_answers_the_same(data: st.DataObject) -
     assert not [c for c in _run(model) if c.applied]
 
 
-def _chain(data: st.DataObject) -> onnx.ModelProto:
-    image = data.draw(st.booleans(), "image")
-    shape = [2, 4, 6, 7] if image else [3, 4]
-    rng = np.random.default_rng(data.draw(st.integers(0, 99), "seed"))
-    nodes: list[onnx.NodeProto] = []
-    weights: list[onnx.TensorProto] = []
-    size, last = shape[1], "x"
+def test_chains_are_fused_for_the_most_part() -> None:
+    """Else the test above would prove little."""
+    changes = [change for seed in range(120) for change in _run(ir.from_proto(_Chain(seed).build()))]
+    done = {change.action for change in changes if change.applied}
+    assert sum(change.applied for change in changes) > len(changes) / 3
+    for linear in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        assert {f"fuse {op} into the {linear} before it" for op in ("BatchNormalization", "Mul", "Div")} <= done
+        assert any(action.endswith(f"into the {linear} after it") for action in done)
 
-    def constant(*dims: int, low: float = 0.3, high: float = 1.5) -> str:
-        values = rng.uniform(low, high, dims).astype(np.float32) * rng.choice([-1.0, 1.0], dims).astype(np.float32)
-        weights.append(
-            onnx.numpy_helper.from_array(np.asarray(np.abs(values) if low == 0.5 else values), f"w{len(weights)}")
-        )
-        return weights[-1].name
 
-    def add(op: str, inputs: list[str], **attributes: Any) -> None:
-        nonlocal last
-        nodes.append(onnx.helper.make_node(op, inputs, [f"t{len(nodes)}"], **attributes))
-        last = nodes[-1].output[0]
+class _Chain:
+    """A graph of one to three linear nodes in a row with affine nodes and a few Relus between."""
 
-    for _ in range(data.draw(st.integers(1, 3), "linear")):
-        for place in ("before", "linear", "after"):
-            if place == "linear":
-                out = data.draw(st.sampled_from([2, 6, 8]), "out")
-                if image:
-                    kernel, pad = data.draw(st.sampled_from([(1, 0), (3, 1), (3, 0)]), "kernel")
-                    op = data.draw(st.sampled_from(["Conv", "ConvTranspose"]), "op")
-                    group = data.draw(st.sampled_from([1, 2]), "group")
-                    if op == "ConvTranspose" or pad == 0:
-                        kernel, pad = (1, 0) if op == "Conv" else (3, 1)
-                    dims = (out, size // group) if op == "Conv" else (size, out // group)
-                    bias = [constant(out)] if data.draw(st.booleans(), "bias") else []
-                    add(op, [last, constant(*dims, kernel, kernel), *bias], group=group, pads=[pad] * 4)
-                elif data.draw(st.booleans(), "gemm"):
-                    turn = data.draw(st.booleans(), "transB")
-                    bias = [constant(*data.draw(st.sampled_from([(), (1,), (out,), (1, out), (3, 1)]), "C"))]
-                    bias = bias if data.draw(st.booleans(), "bias") else []
-                    add(
-                        "Gemm",
-                        [last, constant(*((out, size) if turn else (size, out))), *bias],
-                        transB=int(turn),
-                        alpha=0.5,
-                        beta=2.0,
-                    )
-                else:
-                    add("MatMul", [last, constant(size, out)])
-                size = out
-                continue
-            for _ in range(data.draw(st.integers(0, 2), place)):
-                op = data.draw(st.sampled_from(["BatchNormalization", "Mul", "Add", "Sub", "Div", "Relu"]), "affine")
-                if op == "Relu":
-                    add(op, [last])
-                elif op == "BatchNormalization":
-                    add(op, [last, constant(size), constant(size), constant(size), constant(size, low=0.5)])
-                else:
-                    shapes = (
-                        [(), (1,), (size, 1, 1), (1, size, 1, 1), (7,), (6, 1)]
-                        if image
-                        else [(), (1,), (size,), (1, size), (3, 1)]
-                    )
-                    other = constant(*data.draw(st.sampled_from(shapes), "shape"))
-                    swap = op != "Div" and data.draw(st.booleans(), "swap")
-                    add(op, [other, last] if swap else [last, other])
-    out_shape = [2, size, 6, 7] if image else [3, size]
-    graph = onnx.helper.make_graph(
-        nodes,
-        "chain",
-        [onnx.helper.make_tensor_value_info("x", 1, shape)],
-        [onnx.helper.make_tensor_value_info(last, 1, out_shape)],
-        weights,
-    )
-    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.image = seed % 2 == 0
+        self.shape = [2, 4, 6, 7] if self.image else [3, 4]
+        self.size = 4
+        self.last = "x"
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+
+    def one(self, *choices: Any) -> Any:
+        return choices[int(self.rng.integers(len(choices)))]
+
+    def constant(self, *dims: int, positive: bool = False) -> str:
+        values = self.rng.uniform(0.4, 1.5, dims) * (1 if positive else self.rng.choice([-1.0, 1.0], dims))
+        self.weights.append(onnx.numpy_helper.from_array(np.asarray(values, np.float32), f"w{len(self.weights)}"))
+        return str(self.weights[-1].name)
+
+    def add(self, op: str, inputs: list[str], **attributes: Any) -> None:
+        self.nodes.append(onnx.helper.make_node(op, inputs, [f"t{len(self.nodes)}"], **attributes))
+        self.last = self.nodes[-1].output[0]
+        if self.rng.random() < 0.1:  # a second reader
+            self.nodes.append(onnx.helper.make_node("Abs", [self.last], [f"t{len(self.nodes)}"]))
+            self.give(self.nodes[-1].output[0])
+
+    def give(self, name: str) -> None:
+        shape = [2, self.size, 6, 7] if self.image else [3, self.size]
+        self.outputs.append(onnx.helper.make_tensor_value_info(name, 1, shape))
+
+    def affine(self) -> None:
+        op = self.one("BatchNormalization", "Mul", "Add", "Sub", "Div", "Relu")
+        size = self.size
+        if op == "Relu":
+            self.add(op, [self.last])
+        elif op == "BatchNormalization":
+            parameters = [self.constant(size) for _ in range(3)]
+            self.add(op, [self.last, *parameters, self.constant(size, positive=True)])
+        else:
+            if self.image:
+                other = self.constant(*self.one((), (1,), (size, 1, 1), (1, size, 1, 1), (7,), (6, 1), (6, 7)))
+            else:
+                other = self.constant(*self.one((), (1,), (size,), (1, size), (3, 1)))
+            swapped = op != "Div" and self.one(True, False)
+            self.add(op, [other, self.last] if swapped else [self.last, other])
+
+    def linear(self) -> None:
+        size, out = self.size, self.one(2, 6, 8)
+        op = self.one("Conv", "ConvTranspose") if self.image else self.one("Gemm", "MatMul")
+        self.size = out
+        if op == "MatMul":
+            self.add(op, [self.last, self.constant(size, out)])
+        elif op == "Gemm":
+            turned = self.one(0, 1)
+            inputs = [self.last, self.constant(*((out, size) if turned else (size, out)))]
+            if self.one(True, True, False):
+                inputs.append(self.constant(*self.one((), (1,), (out,), (1, out), (3, 1), (3, out))))
+            self.add(op, inputs, transB=turned, alpha=0.5, beta=self.one(0.0, 1.0, 2.0))
+        else:
+            kernel, group = self.one(1, 3), self.one(1, 2)
+            dims = (out, size // group) if op == "Conv" else (size, out // group)
+            inputs = [self.last, self.constant(*dims, kernel, kernel)]
+            if self.one(True, False):
+                inputs.append(self.constant(out))
+            self.add(op, inputs, group=group, pads=[kernel // 2] * 4)
+
+    def build(self) -> onnx.ModelProto:
+        for _ in range(self.one(1, 2, 3)):
+            for _ in range(self.one(0, 1, 2)):
+                self.affine()
+            self.linear()
+            for _ in range(self.one(0, 1, 2)):
+                self.affine()
+        self.give(self.last)
+        inputs = [onnx.helper.make_tensor_value_info("x", 1, self.shape)]
+        graph = onnx.helper.make_graph(self.nodes, "chain", inputs, self.outputs, self.weights)
+        return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
