@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from onnxslim_core.calibration.source import Data, Source, open_source
 from onnxslim_core.errors import MeasureError
@@ -38,6 +40,7 @@ class Feeds:
         judging: For the verdict; none of them is in `deciding`.
         labels: Of the judging samples, for a user's metric.
         used: For the report.
+        misdeclared: Outputs whose answers contradict their declared shape, in words: a flaw of the model as given.
     """
 
     exact: Sequence[Sample]
@@ -45,6 +48,7 @@ class Feeds:
     judging: Sequence[Sample]
     labels: Sequence[Any] | None
     used: DataUsed
+    misdeclared: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def runs(self) -> bool:
@@ -83,7 +87,7 @@ def open_feeds(
     try:
         drawn = random_samples(model, count=RANDOM_SAMPLES, seed=seed, shapes=shapes, values=values)
     except MeasureError as err:
-        problem = str(err)
+        problem = f"{err}; {err.hint}" if err.hint else str(err)
     if data is None:
         if not drawn:
             return Feeds((), (), (), None, DataUsed("none", note=problem))
@@ -92,15 +96,15 @@ def open_feeds(
         half = len(drawn) // 2
         used = DataUsed("random", f"seed {seed}", half, len(drawn) - half, shapes=_shapes(drawn[0]))
         judged = drawn[half:]
-        return Feeds(judged, drawn[:half], judged, None, used)
+        return Feeds(judged, drawn[:half], judged, None, used, _misdeclared(model, run(session, judged[0])))
     source = _cut(open_source(data, model, recipe.data), model, recipe)
-    run(session, source[0])
+    misdeclared = _misdeclared(model, run(session, source[0]))
     deciding, judging = source.split()
     used = DataUsed(
         "given", source.name, len(deciding), len(judging), source.digest, _shapes(source[0]), _shortage(deciding)
     )
     exact = [*drawn[:2], *judging.first(2)]
-    return Feeds(exact, deciding or drawn, judging, judging.labels, used)
+    return Feeds(exact, deciding or drawn, judging, judging.labels, used, misdeclared)
 
 
 def _cut(source: Source, model: Model, recipe: Recipe) -> Source:
@@ -109,6 +113,20 @@ def _cut(source: Source, model: Model, recipe: Recipe) -> Source:
         return source
     macs = cost(model, source[0]).macs
     return source.first(max(16, int(JUDGING_MACS / macs)) if macs else len(source))
+
+
+def _misdeclared(model: Model, outputs: Mapping[str, Any]) -> dict[str, str]:
+    """Outputs whose rank or fixed sizes are declared otherwise than they are; onnxruntime only warns of it."""
+    found: dict[str, str] = {}
+    for value in model.ir.graph.outputs:
+        answer = outputs.get(str(value.name))
+        if value.shape is None or not isinstance(answer, np.ndarray):
+            continue
+        declared = [size if isinstance(size, int) and size >= 0 else None for size in value.shape]
+        pairs = zip(declared, answer.shape, strict=False)
+        if len(declared) != answer.ndim or any(want not in (None, have) for want, have in pairs):
+            found[str(value.name)] = f"it is declared {value.shape} and answers {list(answer.shape)}"
+    return found
 
 
 def _shortage(deciding: Sequence[Sample]) -> str:

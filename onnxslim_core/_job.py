@@ -153,7 +153,7 @@ class Job:
             breaches=tuple(breaches),
             verified=self.compares,
             unverified_because="" if self.compares else why_not_compared,
-            notes=tuple(self.start.notes),
+            notes=(*self.start.notes, *_flaws(self.feeds.misdeclared)),
             steps=tuple(_once(state.record for state in states)),
             sizes=(before.bytes, after.bytes),
             nodes=(before.nodes, after.nodes),
@@ -335,6 +335,9 @@ class Job:
         """The first step after which the verifier complains of what it did not complain of before."""
         with self.clock("verifying"):
             interface = Interface.of(self.start.ir)
+            if self.feeds.misdeclared:
+                # folding shows what the declaration hid: then failing inference tells nothing of the step
+                interface = dataclasses.replace(interface, infers=False)
             moved = self._moved(states)
             if not moved or not verify(self._model(states, moved[-1]).ir, interface):
                 return None
@@ -486,6 +489,14 @@ class Job:
         if not self.feeds.runs:
             return "not timed: nothing runs"
         return "not timed: asked not to (--no-latency)" if not self.times else "not timed: the model is unchanged"
+
+
+def _flaws(misdeclared: Mapping[str, str]) -> list[Change]:
+    """What is wrong with the model as it was given, for the report."""
+    return [
+        Change("load", (name,), f"kept the wrong shape of output '{name}'", details={"found": text})
+        for name, text in misdeclared.items()
+    ]
 
 
 def difference(reference: Model, candidate: Model, samples: Sequence[Sample], threads: int = 1) -> str | None:

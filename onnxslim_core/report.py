@@ -353,8 +353,8 @@ def _gains(report: Report) -> list[str]:
     """What became better or worse, in words; only what is sure."""
     words: list[str] = []
     if report.latency is not None:
-        ratio = report.latency.ratio
-        if report.latency.verdict == "faster":
+        ratio, noise = report.latency.ratio, report.latency.noise
+        if report.latency.verdict == "faster" and (noise is None or ratio < noise.low):
             words.append(f"{1 / ratio:.2f} x as fast")
         elif report.latency.verdict == "slower":
             words.append(f"but {ratio:.2f} x the time")
@@ -541,6 +541,11 @@ def _told(step: StepRecord) -> str:
     return text if text or not step.refused else f"{step.refused[0].action}: {step.refused[0].reason}"
 
 
+def _because(note: Change) -> str:
+    why = note.reason or note.details.get("found", "")
+    return f": {why}" if why else ""
+
+
 def _footnotes(report: Report) -> list[str]:
     data = report.data
     lines = []
@@ -552,7 +557,7 @@ def _footnotes(report: Report) -> list[str]:
         lines.append(f"UNVERIFIED: {report.unverified_because}")
     if report.latency_note:
         lines.append(report.latency_note)
-    lines.extend(f"on loading: {note.action}" + (f" ({note.reason})" if note.reason else "") for note in report.notes)
+    lines.extend(f"on loading: {note.action}" + _because(note) for note in report.notes)
     host = report.machine
     sets = ", ".join(host.instruction_sets)
     total = sum(report.seconds.values())
