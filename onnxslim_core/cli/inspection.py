@@ -16,6 +16,7 @@ from onnxslim_core.report import plain, readable_bytes
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from onnxslim_core.channels.explain import Explanation
     from onnxslim_core.model import Model
     from onnxslim_core.rewrite import Sample
 
@@ -60,14 +61,11 @@ class Inspection:
     sizes: Mapping[str, tuple[int, ...]]
     cost: Cost
     notes: tuple[str, ...] = ()
-    explanation: Any = None
+    explanation: Explanation | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain data."""
-        found: dict[str, Any] = plain(self)
-        if hasattr(self.explanation, "to_json"):
-            found["explanation"] = plain(self.explanation.to_json())
-        return {"schema": 1, "verb": "inspect", **found}
+        return {"schema": 1, "verb": "inspect", **plain(self)}
 
     def print_console(self, console: Console) -> None:
         """The record for people; of the layers, those that cost most."""
@@ -94,7 +92,7 @@ class Inspection:
         for note in self.notes:
             console.print(f"[yellow]note[/]: {escape(note)}", highlight=False)
         if self.explanation is not None:
-            self.explanation.print_console(console)
+            _print_explanation(console, self.explanation)
 
     def _print_layers(self, console: Console) -> None:
         from rich import box
@@ -112,7 +110,7 @@ class Inspection:
                 continue
             share = f"{100 * layer.macs / self.cost.macs:.1f} %" if self.cost.macs else ""
             shape = "?" if layer.shape is None else "x".join(map(str, layer.shape))
-            table.add_row(escape(layer.name), layer.op, shape, f"{layer.macs:,}", share, f"{layer.params:,}")
+            table.add_row(escape(_short(layer.name)), layer.op, shape, f"{layer.macs:,}", share, f"{layer.params:,}")
         if weighty:
             console.print(table)
         if len(weighty) > len(chosen):
@@ -123,7 +121,13 @@ class Inspection:
 def _port(port: Port) -> str:
     if port.shape is None:
         return f"{port.type} of any rank"
-    return f"{port.type} " + ("x".join("?" if size is None else str(size) for size in port.shape) or "scalar")
+    return f"{port.type} [{', '.join('?' if size is None else str(size) for size in port.shape)}]"
+
+
+def _short(label: str, length: int = 48) -> str:
+    """The end of a node's name, which tells more than its beginning; JSON has the whole."""
+    name = label.partition(" '")[2].removesuffix("'") if " '/" in label else label
+    return name if len(name) <= length else "…" + name[1 - length :]
 
 
 def inspect(model: Model, sample: Sample | None, *, explain: bool = False, note: str = "") -> Inspection:
@@ -137,9 +141,7 @@ def inspect(model: Model, sample: Sample | None, *, explain: bool = False, note:
     """
     source, found = model.ir, None
     if explain:
-        from onnxslim_core.channels.explain import explain as explain_channels
-
-        found = explain_channels(source, sample)
+        found = _explain(model, sample)
     maker = " ".join(part for part in (source.producer_name, source.producer_version) if part)
     sizes = {name: tuple(int(n) for n in array.shape) for name, array in (sample or {}).items()}
     notes = [change.action + (f" ({change.reason})" if change.reason else "") for change in model.notes]
@@ -157,6 +159,45 @@ def inspect(model: Model, sample: Sample | None, *, explain: bool = False, note:
         notes=(*notes, *([note] if note else [])),
         explanation=found,
     )
+
+
+def _explain(model: Model, sample: Sample | None) -> Explanation:
+    """What can go from the model that passes see: weights constant, and what exporters compute at run time folded."""
+    from onnxslim_core.channels.explain import explain
+    from onnxslim_core.model import load
+    from onnxslim_core.passes import pass_class
+    from onnxslim_core.rewrite import Context
+
+    tidy = load(model)
+    context = Context(samples=[] if sample is None else [sample])
+    for name in ("normalize", "fold_constants"):
+        pass_class(name)().run(tidy.ir, context)
+    return explain(tidy.ir, sample)
+
+
+def _print_explanation(console: Console, explanation: Explanation) -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title="Channels, group by group", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("group", overflow="fold")
+    for title in ("channels", "can go", "parameters", "MACs"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("what keeps the rest", overflow="fold")
+    for group in explanation.groups:
+        colour = "green" if group.free == group.size else "yellow" if group.free else "red"
+        size = f"{group.size} x {group.unit}" if group.unit > 1 else str(group.size)
+        why = f"{_short(group.node)}: {group.reason}" if group.reason else ""
+        cells = (f"[{colour}]{group.free}[/]", f"{group.params:,}", f"{group.macs:,}", escape(why))
+        table.add_row(escape(_short(group.name)), size, *cells)
+    console.print(table)
+    share = 100 * explanation.free_params / explanation.labelled_params if explanation.labelled_params else 0.0
+    text = f"{explanation.free_params:,} of {explanation.labelled_params:,} weights on channels ({share:.1f} %)"
+    console.print(f"{text} lie on an axis that can be cut", highlight=False)
+    reasons = Counter(group.reason for group in explanation.groups if group.reason)
+    for reason, count in reasons.most_common():
+        console.print(f"  {count} group{'s' if count > 1 else ''}: {escape(reason)}", highlight=False)
 
 
 def _ports(values: Any) -> list[Port]:

@@ -14,14 +14,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxslim_core.calibration.spec import DataSpec
-from onnxslim_core.errors import DataError, RecipeError, SlimError
+from onnxslim_core.errors import DataError, MeasureError, RecipeError, SlimError
 from onnxslim_core.graph import all_nodes
 from onnxslim_core.model import Model, load
 from onnxslim_core.recipe import Budget, Recipe, load_budget
 from onnxslim_core.report import machine
 from onnxslim_core.rewrite import Progress, Sample
-from onnxslim_core.verdict.judge import Facts, Timing, check_judges, decide_timing, judge, standard
-from onnxslim_core.verdict.record import Row, Verdict
+from onnxslim_core.verdict.judge import Facts, Timing, check_judges, check_outputs, decide_timing, judge, standard
+from onnxslim_core.verdict.record import FAIL, Row, Verdict
 
 if TYPE_CHECKING:
     from onnxslim_core.calibration.source import Data
@@ -169,9 +169,13 @@ def gate(
     tell("find inputs that run", 0, 0)
     spec, sizes, contents = _from_recipe(recipe, labels, shapes, values, random=data is None)
     found = gather_samples(pair[0], data, spec=spec, seed=seed, shapes=sizes, values=contents, limit=samples)
+    check_outputs(limits, [str(v.name) for v in pair[0].ir.graph.outputs])
     facts, details = _facts(pair, limits, found, threads, scorer, tell)
     rows = judge(limits, facts)
-    if limits.max_latency_ratio is not None:
+    if limits.max_latency_ratio is not None and not facts.figures:
+        note = "not timed, since the candidate does not run in the reference's place"
+        rows.append(Row("max_latency_ratio", limits.max_latency_ratio, None, FAIL, note))
+    elif limits.max_latency_ratio is not None:
         row, timings = _time(pair, limits.max_latency_ratio, found.samples[0], threads, seed, max_seconds, tell)
         rows.append(row)
         details["latency"] = timings
@@ -249,27 +253,36 @@ def _facts(
     tell: Progress,
 ) -> tuple[Facts, dict[str, Any]]:
     from onnxslim_core.measure.cost import cost
-    from onnxslim_core.measure.fidelity import compare
+    from onnxslim_core.measure.fidelity import Fidelity, compare
 
     reference, candidate = pair
     interface = differences(reference.ir, candidate.ir)
     tell("compare answers", 0, 0)
-    answers = compare(
-        reference,
-        candidate,
-        found.samples,
-        data="given" if found.real else "random",
-        parts=budget.parts,
-        threads=threads,
-        metric=metric,
-        labels=found.labels,
-    )
+    try:
+        answers = compare(
+            reference,
+            candidate,
+            found.samples,
+            data="given" if found.real else "random",
+            parts=budget.parts,
+            threads=threads,
+            metric=metric,
+            labels=found.labels,
+        )
+    except MeasureError as err:
+        if not interface:
+            raise
+        # of another form than the reference: that is what the verdict says, not an error
+        answers = Fidelity()
+        interface.append(str(err))
     interface += [f"output {name}: {entry.mismatch}" for name, entry in answers.outputs.items() if entry.mismatch]
     tell("count", 0, 0)
-    costs = (cost(reference, found.samples[0]), cost(candidate, found.samples[0]))
+    # a candidate of another form has no cost at the reference's sizes
+    costs = (cost(reference, found.samples[0]), cost(candidate, found.samples[0] if answers.outputs else None))
     ratios = _ratios(sizes_of(pair, costs), costs)
     opsets = candidate.ir.opset_imports
     facts = Facts(
+        outputs=[str(v.name) for v in reference.ir.graph.outputs],
         interface=interface,
         figures=answers.outputs,
         default=answers.default,

@@ -20,7 +20,7 @@ from onnxslim_core.verdict.record import FAIL, INCONCLUSIVE, PASS, Row, shown
 if TYPE_CHECKING:
     from onnxslim_core.measure.fidelity import OutputFidelity
 
-__all__ = ["ANSWERS", "Facts", "Timing", "check_judges", "decide_timing", "judge", "standard"]
+__all__ = ["ANSWERS", "Facts", "Timing", "check_judges", "check_outputs", "decide_timing", "judge", "standard"]
 
 ANSWERS = {
     "min_cosine": "cosine",
@@ -47,6 +47,7 @@ class Facts:
     """What is true of the two models.
 
     Attributes:
+        outputs: Names of the reference's outputs.
         interface: How the candidate's inputs and outputs differ from the reference's; empty where they do not.
         figures: Of the answers, by output, and by OUTPUT.PART for one that is judged in parts.
         default: The same of the candidate in onnxruntime's default session.
@@ -61,6 +62,7 @@ class Facts:
         samples: How many inputs were judged.
     """
 
+    outputs: Sequence[str]
     interface: Sequence[str]
     figures: Mapping[str, OutputFidelity]
     default: Mapping[str, OutputFidelity]
@@ -73,12 +75,6 @@ class Facts:
     opset: int | None
     real_data: bool
     samples: int
-
-    @property
-    def outputs(self) -> list[str]:
-        """The names of the outputs, without parts."""
-        parts = {f"{output}.{part}" for output, names in self.parts.items() for part in names}
-        return [name for name in self.figures if name not in parts]
 
     def judged(self, output: str) -> list[str]:
         """Under which names an output is judged: its own, or those of its parts."""
@@ -98,12 +94,25 @@ def check_judges(budget: Budget) -> None:
         raise BudgetError("the budget sets no limit: nothing would be judged", "set one, such as min_cosine = 0.99")
 
 
+def check_outputs(budget: Budget, outputs: Sequence[str]) -> None:
+    """Refuse limits for an output that is not there.
+
+    Raises:
+        BudgetError: names the output.
+    """
+    for name in budget.output:
+        if name not in outputs:
+            known = ", ".join(outputs)
+            raise BudgetError(f"budget.output.{name}: no output is called '{name}'", f"outputs: {known}")
+
+
 def judge(budget: Budget, facts: Facts) -> list[Row]:
     """Facts against a budget, all keys but the timing.
 
     Raises:
         BudgetError: if the budget names an output that the model does not have.
     """
+    check_outputs(budget, facts.outputs)
     rows = [_interface_row(facts), _finite_row(facts)]
     if budget.require_data:
         note = "" if facts.real_data else "the inputs are seeded random numbers; give --data"
@@ -143,10 +152,6 @@ def _finite_row(facts: Facts) -> Row:
 
 def _answer_rows(budget: Budget, facts: Facts) -> Iterator[Row]:
     """The limits for all outputs, then those for single ones; a limit of its own takes an output out of the former."""
-    for name in budget.output:
-        if name not in facts.outputs:
-            known = ", ".join(facts.outputs)
-            raise BudgetError(f"budget.output.{name}: no output is called '{name}'", f"outputs: {known}")
     for key in ANSWERS:
         limit = getattr(budget, key)
         own = {name: value for name, entry in budget.output.items() if (value := getattr(entry, key)) is not None}
@@ -162,7 +167,8 @@ def _answer_rows(budget: Budget, facts: Facts) -> Iterator[Row]:
 def _equal_row(budget: Budget, facts: Facts) -> Iterator[Row]:
     """Integers, booleans and texts have no cosine: they are equal, or a budget says which share of them must be."""
     excused = {name for name, entry in budget.output.items() if entry.min_top1_agreement is not None}
-    exact = {n: facts.figures[n] for n in facts.outputs if n not in excused and facts.figures[n].kind == "exact"}
+    judged = {name: facts.figures[name] for name in facts.outputs if name in facts.figures and name not in excused}
+    exact = {name: figures for name, figures in judged.items() if figures.kind == "exact"}
     unequal = [name for name, figures in exact.items() if not figures.equal]
     if exact:
         note = f"{', '.join(unequal)}; min_top1_agreement allows a share" if unequal else ", ".join(exact)
@@ -322,8 +328,8 @@ def decide_timing(
 
 
 def _side(timing: Timing, limit: float) -> str:
-    figures = (timing.ratio, timing.low, timing.high)
-    if not all(math.isfinite(x) and x > 0 for x in figures) or not timing.low <= timing.high:
+    # comparisons with NaN are false, so NaN fails; one round alone has the interval from 0 to infinity
+    if not (0 < timing.ratio < math.inf and 0 <= timing.low <= timing.high):
         return FAIL
     if timing.high <= limit:
         return PASS
