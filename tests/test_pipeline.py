@@ -537,3 +537,15 @@ def test_a_wrong_declaration_of_an_output_is_kept_and_told() -> None:
     assert result.report.fidelity is not None and result.report.fidelity.equal()
     assert "Neg" not in {node.op_type for node in result.model.ir.graph}
     assert str(result.model.ir.graph.outputs[0].shape) == "[n,3]"
+
+
+def test_external_data_comes_out_as_it_came_in(tmp_path: Path) -> None:
+    onnx.save(
+        net(width=300), tmp_path / "net.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0
+    )
+    result = compress_file(tmp_path / "net.onnx", tmp_path / "out.onnx", measure_latency=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "out.onnx", "out.onnx.data", "weights.bin"]
+    x = RNG.standard_normal((2, 8)).astype(np.float32)
+    expected = answers(str(tmp_path / "net.onnx"), x)
+    np.testing.assert_allclose(answers(str(tmp_path / "out.onnx"), x), expected, rtol=1e-5, atol=1e-5)
+    assert result.report.sizes[0] > 4 * 300 * 12
