@@ -12,7 +12,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,23 +73,48 @@ def demo() -> str:
 
 
 def coverage() -> str:
-    """How many of the 44 files of known answers each tool takes to the ideal, by network."""
+    """What each tool leaves of the networks with known answers, and how many files it takes to the ideal."""
     facts = read("coverage")
-    titles = {
-        "remove_idle": "`remove_idle`",
-        "prune_channels": "`prune_channels`",
-        "onnxsim": "onnxsim pruning",
-        "torch_pruning": "Torch-Pruning",
-    }
-    tools = [key for key in titles if key in facts["rows"][0]]
-    nets = list(dict.fromkeys(row["net"] for row in facts["rows"]))
-    rows = []
-    for net in nets:
-        of_net = [row for row in facts["rows"] if row["net"] == net]
-        rows.append([net, *(f"{sum(bool(row[key]['done']) for row in of_net)} of {len(of_net)}" for key in tools)])
-    every = [f"**{sum(bool(r[key]['done']) for r in facts['rows'])} of {len(facts['rows'])}**" for key in tools]
-    rows.append(["**all**", *every])
-    return markdown(["network", *(f">{titles[key]}" for key in tools)], rows) + origin(facts, "coverage")
+    rows = facts["rows"]
+    tools = [key for key in COVERAGE_TOOLS if key in rows[0]]
+    body = []
+    for net in dict.fromkeys(row["net"] for row in rows):
+        of_net = [row for row in rows if row["net"] == net]
+        body.append(
+            [net, span([row["ideal"] for row in of_net]), *(left([row[key] for row in of_net]) for key in tools)]
+        )
+    totals = []
+    for key in tools:
+        # the PyTorch module is one, whatever it is exported to
+        of_tool = rows[:: 4 if key == "torch_pruning" else 1]
+        totals.append(f"**{sum(bool(row[key]['done']) for row in of_tool)} of {len(of_tool)}**")
+    body.append(["**to the ideal**", "", *totals])
+    return markdown(["network", ">ideal", *(f">{COVERAGE_TOOLS[key]}" for key in tools)], body) + origin(
+        facts, "coverage"
+    )
+
+
+COVERAGE_TOOLS = {
+    "remove_idle": "`remove_idle`",
+    "prune_channels": "`prune_channels`",
+    "onnxsim": "onnxsim pruning",
+    "torch_pruning": "Torch-Pruning",
+}
+
+
+def span(values: Sequence[float]) -> str:
+    """The range of some shares in per cent."""
+    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    return f"{low} %" if low == high else f"{low} to {high} %"
+
+
+def left(results: Sequence[Facts]) -> str:
+    """What a tool left of a network's exports, and whether that answers the same."""
+    if any("error" in result for result in results):
+        return "crash"
+    gaps = [result["difference"] for result in results]
+    wrong = any(gap is None or gap > 1e-5 for gap in gaps)
+    return span([result["share"] for result in results]) + (", other answers" if wrong else "")
 
 
 def zoo() -> str:
