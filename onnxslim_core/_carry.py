@@ -23,10 +23,10 @@ import onnx_ir as ir
 
 from onnxslim_core._tensors import SparseTensor, inline, map_tensors_of
 from onnxslim_core._wellformed import Limits, examine, kind_of, quote
-from onnxslim_core.errors import UnsupportedModel
-from onnxslim_core.graph import bodies, is_op
+from onnxslim_core.errors import InvalidModel, UnsupportedModel
+from onnxslim_core.graph import bodies, is_op, label_of
 
-__all__ = ["EXTERNAL_KEY", "TRAINING_KEY", "CarriedAttribute", "CarriedType", "from_proto", "read"]
+__all__ = ["EXTERNAL_KEY", "TRAINING_KEY", "CarriedAttribute", "CarriedType", "from_proto"]
 
 _ATTR = onnx.AttributeProto
 TRAINING_KEY = "onnxslim_core.training_info"
@@ -79,18 +79,34 @@ class _Taken:
 _Owner = onnx.GraphProto | onnx.FunctionProto
 
 
-def read(proto: onnx.ModelProto, open_external: Open, *, owned: bool) -> ir.Model:
-    """An onnx_ir model that shares nothing with the proto.
+def from_proto(
+    proto: onnx.ModelProto, limits: Limits, open_external: Open | None = None, *, owned: bool = True
+) -> ir.Model:
+    """A checked and sorted onnx_ir model that shares nothing with the proto.
 
     Args:
-        proto: A model that `examine` let pass.
-        open_external: Opens a tensor in external data.
+        proto: Anything.
+        limits: What is refused for its size.
+        open_external: Opens a tensor in external data; None refuses them.
         owned: The proto may be changed; where False it is copied first, if something must be taken off it.
 
     Raises:
-        InvalidModel: if tensor data does not fit its shape.
-        UnsupportedModel: if onnx_ir cannot hold something that is not carried either.
+        InvalidModel: if it breaks the specification or a limit.
+        UnsupportedModel: if it holds something that cannot be carried.
     """
+    found = examine(proto, limits)
+    model = _read(proto, open_external or _refuse_external, owned=owned)
+    if found.unsorted:
+        _sort(model)
+    return model
+
+
+def _refuse_external(tensor: onnx.TensorProto) -> ir.TensorProtocol:
+    raise UnsupportedModel(f"tensor {quote(tensor.name)} is in external data, but the graph is in memory")
+
+
+def _read(proto: onnx.ModelProto, open_external: Open, *, owned: bool) -> ir.Model:
+    """The model of a proto that `examine` let pass; see `from_proto`."""
     owners = list(_owners(proto))
     taken = [_look(owner) for owner in owners]
     if any(taken):
@@ -296,11 +312,33 @@ def _free(graph: ir.Graph | ir.Function, external: deque[ir.TensorProtocol]) -> 
             value.shape = ir.Shape(value.const_value.shape.numpy())
 
 
-def from_proto(proto: onnx.ModelProto) -> ir.Model:
-    """An onnx_ir model of a proto that holds its weights, as another library exports it; see `read`."""
+def _sort(model: ir.Model) -> None:
+    """Sort nodes so that each comes after what it reads.
 
-    def refuse(tensor: onnx.TensorProto) -> ir.TensorProtocol:
-        raise UnsupportedModel(f"tensor {quote(tensor.name)} is in external data, but the graph is in memory")
+    Raises:
+        InvalidModel: if nodes wait for each other in a circle.
+    """
+    try:
+        model.graph.sort()
+        for function in model.functions.values():
+            function.sort()
+    except ValueError as err:
+        raise InvalidModel(f"nodes form a cycle{_in_cycle(model)}") from err
 
-    examine(proto, Limits())
-    return read(proto, refuse, owned=True)
+
+def _in_cycle(model: ir.Model) -> str:
+    """Names a node of a cycle in the main graph, if that is where it is."""
+    waiting = {node: {p for v in node.inputs if v is not None and (p := v.producer())} for node in model.graph}
+    ready = [node for node, sources in waiting.items() if not sources & waiting.keys()]
+    users: dict[ir.Node, list[ir.Node]] = {}
+    for node, sources in waiting.items():
+        for source in sources:
+            users.setdefault(source, []).append(node)
+    while ready:
+        node = ready.pop()
+        waiting.pop(node, None)
+        for user in users.get(node, ()):
+            waiting[user].discard(node)
+            if not waiting[user] & waiting.keys():
+                ready.append(user)
+    return f" through {quote(label_of(next(iter(waiting))))}" if waiting else ""

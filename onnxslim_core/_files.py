@@ -36,6 +36,10 @@ def _reason(err: OSError) -> str:
     return err.strerror or type(err).__name__
 
 
+def _shown(path: Path) -> str:
+    return quote(str(path), limit=1000)
+
+
 def _open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading; never blocks on a pipe and never reads a device."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -56,13 +60,13 @@ def read_bytes(path: Path, limits: Limits) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > limits.file_bytes:
                 raise InvalidModel(
-                    f"'{path}' has {size} bytes, more than {limits.file_bytes}",
+                    f"{_shown(path)} has {size} bytes, more than {limits.file_bytes}",
                     "keep the weights in external data" if size > _PROTO_LIMIT else None,
                 )
             return file.read(limits.file_bytes + 1)
     except (OSError, ValueError) as err:
         reason = _reason(err) if isinstance(err, OSError) else str(err)
-        raise ModelError(f"cannot read model '{path}': {reason}") from err
+        raise ModelError(f"cannot read model {_shown(path)}: {reason}") from err
 
 
 class ExternalData:
@@ -131,6 +135,8 @@ class ExternalData:
                 "load it from a file, or pass external_data_root",
             )
         bases = [base for base in (self._folder, self._root) if base is not None]
+        if not bases[-1].is_dir():
+            raise ModelError(f"{_shown(bases[-1])} is no folder that external data could be in")
         try:
             allowed = [base.resolve(strict=True) for base in bases]
             for base in bases:
@@ -153,7 +159,7 @@ class ExternalData:
                     size = os.fstat(file.fileno()).st_size
                     self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
             except OSError as err:
-                raise ModelError(f"cannot read the external data '{path}' of {what}: {_reason(err)}") from err
+                raise ModelError(f"cannot read the external data {_shown(path)} of {what}: {_reason(err)}") from err
         return self._maps[path]
 
 
@@ -311,12 +317,12 @@ def replace_files(
 @contextlib.contextmanager
 def _target_errors(path: Path) -> Iterator[None]:
     if path.exists() and not path.is_file():
-        raise ModelError(f"cannot write '{path}': not a regular file")
+        raise ModelError(f"cannot write {_shown(path)}: not a regular file")
     try:
         yield
     except OSError as err:
         hint = "the folder does not exist" if err.errno == errno.ENOENT and not path.parent.exists() else None
-        raise ModelError(f"cannot write '{path}': {_reason(err)}", hint) from err
+        raise ModelError(f"cannot write {_shown(path)}: {_reason(err)}", hint) from err
 
 
 @contextlib.contextmanager

@@ -161,6 +161,11 @@ class _Walk:
             raise InvalidModel(f"{quote(name)} is defined twice, the second time as {what}")
         scope.every.add(name)
 
+    def not_outside(self, name: str, outer: Sequence[_Scope]) -> None:
+        """Refuse a name that a body defines again: runtimes differ in which of the two they read."""
+        if any(name in above.every for above in outer):
+            raise InvalidModel(f"{quote(name)} is defined twice, the second time in a body of the graph")
+
     def graph(self, graph: onnx.GraphProto, outer: Sequence[_Scope], depth: int) -> None:
         if depth > self.limits.nesting:
             raise InvalidModel(f"bodies are nested more than {self.limits.nesting} deep")
@@ -179,6 +184,8 @@ class _Walk:
             self.define(scope, info.name, "an input")
         inputs = set(scope.every)
         self.initializers(graph, scope, inputs)
+        for name in scope.every - inputs:
+            self.not_outside(name, outer)
         scope.defined |= scope.every
         for info in (*graph.input, *graph.output, *graph.value_info):
             self.info(info)
@@ -226,8 +233,7 @@ class _Walk:
                 if not name:
                     continue
                 self.define(scope, name, f"an output of {_label(node)}")
-                if any(name in above.every for above in outer):
-                    raise InvalidModel(f"{quote(name)} is defined twice, the second time in a body of the graph")
+                self.not_outside(name, outer)
         inner = (*outer, scope)
         for node in nodes:
             self.name(node.name, "a node")

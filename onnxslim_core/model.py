@@ -23,9 +23,8 @@ import onnx_ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from onnxslim_core import _carry, _emit, _files, _tensors
-from onnxslim_core._wellformed import Limits, examine, quote
+from onnxslim_core._wellformed import Limits, quote
 from onnxslim_core.errors import InvalidModel, ModelError
-from onnxslim_core.graph import label_of
 from onnxslim_core.rewrite import Change
 from onnxslim_core.verify import STRUCTURE, out_of_order
 
@@ -138,7 +137,7 @@ def load(
         graph = _from_proto(_parse(bytes(source), "the model"), None, root, limits, owned=True)
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source)
-        proto = _parse(_files.read_bytes(path, limits), f"'{path}'")
+        proto = _parse(_files.read_bytes(path, limits), quote(str(path), limit=1000))
         graph = _from_proto(proto, path, root, limits, owned=True)
     elif isinstance(inner := getattr(source, "model", None), onnx_ir.Model):  # PyTorch's ONNXProgram
         graph = _adopt(inner, root, limits)
@@ -177,46 +176,7 @@ def _from_proto(
     proto: onnx.ModelProto, path: Path | None, root: Path | None, limits: Limits, *, owned: bool
 ) -> onnx_ir.Model:
     folder = None if path is None else path.parent
-    try:
-        found = examine(proto, limits)
-        graph = _carry.read(proto, _files.ExternalData(folder, root), owned=owned)
-    except UnicodeDecodeError as err:
-        raise InvalidModel("a name in the model is not UTF-8") from err
-    if found.unsorted:
-        _sort(graph)
-    return graph
-
-
-def _sort(model: onnx_ir.Model) -> None:
-    """Sort nodes so that each comes after what it reads.
-
-    Raises:
-        InvalidModel: if nodes wait for each other in a circle.
-    """
-    try:
-        model.graph.sort()
-        for function in model.functions.values():
-            function.sort()
-    except ValueError as err:
-        raise InvalidModel(f"nodes form a cycle{_in_cycle(model)}") from err
-
-
-def _in_cycle(model: onnx_ir.Model) -> str:
-    """Names a node of a cycle in the main graph, if that is where it is."""
-    waiting = {node: {p for v in node.inputs if v is not None and (p := v.producer())} for node in model.graph}
-    ready = [node for node, sources in waiting.items() if not sources & waiting.keys()]
-    users: dict[onnx_ir.Node, list[onnx_ir.Node]] = {}
-    for node, sources in waiting.items():
-        for source in sources:
-            users.setdefault(source, []).append(node)
-    while ready:
-        node = ready.pop()
-        waiting.pop(node, None)
-        for user in users.get(node, ()):
-            waiting[user].discard(node)
-            if not waiting[user] & waiting.keys():
-                ready.append(user)
-    return f" through {quote(label_of(next(iter(waiting))))}" if waiting else ""
+    return _carry.from_proto(proto, limits, _files.ExternalData(folder, root), owned=owned)
 
 
 def _adopt(source: onnx_ir.Model, root: Path | None, limits: Limits) -> onnx_ir.Model:

@@ -1,7 +1,6 @@
 """The border with onnx-graphsurgeon: its graphs in and out, through protos.
 
-That library drops metadata, doc strings, quantization annotations and more without a word, confuses values of the same
-name in different scopes, and crashes on some types. What it would drop is said in one warning; what it would crash on,
+That library drops metadata, doc strings, quantization annotations and more without a word, and crashes on some types. What it would drop is said in one warning; what it would crash on,
 or change without a word, is refused by name before it sees it.
 """
 
@@ -15,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxslim_core import _carry, _emit
-from onnxslim_core._wellformed import quote
+from onnxslim_core._wellformed import Limits, quote
 from onnxslim_core.errors import InvalidModel, UnsupportedModel
 
 __all__ = ["from_ir", "to_ir"]
@@ -64,7 +63,7 @@ def to_ir(graph: Any) -> ir.Model:
         proto.ir_version = _DEFAULT_IR_VERSION
     for function in proto.functions:
         _one_standard_domain(function.opset_import)
-    return _carry.from_proto(proto)
+    return _carry.from_proto(proto, Limits())
 
 
 def from_ir(model: ir.Model) -> Any:
@@ -82,7 +81,6 @@ def from_ir(model: ir.Model) -> Any:
         if function.overload:
             raise UnsupportedModel(f"onnx-graphsurgeon cannot hold the overload of function {quote(function.name)}")
         _refuse_nodes(function.node)
-    _refuse_shadows(proto.graph, frozenset())
     lost = _lost(proto, model)
     if lost and (text := ", ".join(lost)) not in _said:
         _said.add(text)
@@ -175,18 +173,6 @@ def _refuse_nodes(nodes: Sequence[onnx.NodeProto]) -> None:
                     text.decode("utf-8")
             except UnicodeDecodeError as err:
                 raise UnsupportedModel(f"onnx-graphsurgeon cannot read {what}, which is not UTF-8") from err
-
-
-def _refuse_shadows(graph: onnx.GraphProto, outer: frozenset[str]) -> None:
-    """Refuse names that a body defines again: that library would take the outer value for them."""
-    here = {info.name for info in graph.input} | {tensor.name for tensor in graph.initializer}
-    if twice := here & outer:
-        raise UnsupportedModel(f"onnx-graphsurgeon confuses {quote(min(twice))} with the outer value of that name")
-    inside = outer | here | {name for node in graph.node for name in node.output}
-    for node in graph.node:
-        for attr in node.attribute:
-            if attr.type == _ATTR.GRAPH:
-                _refuse_shadows(attr.g, inside)
 
 
 def _lost(proto: onnx.ModelProto, model: ir.Model) -> list[str]:

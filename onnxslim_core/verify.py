@@ -192,13 +192,13 @@ def captures_intact(model: ir.Model) -> list[str]:
 
 
 def unique_names(model: ir.Model) -> list[str]:
-    """What a node in a body makes has no name of the graphs around it; sibling bodies may repeat each other."""
+    """What a body makes or holds has no name of the graphs around it; sibling bodies may repeat each other."""
     found: list[str] = []
     names: dict[_Owner, set[str | None]] = {}
     for graph, around in _scopes(model):
         names[graph] = {value.name for value in _defined(graph)}
         if around:
-            made = {value.name for node in graph for value in node.outputs if value.name}
+            made = names[graph] - {value.name for value in graph.inputs}
             for above in around:
                 found += [f"'{name}' is defined in a body and in a graph around it" for name in made & names[above]]
     return sorted(found, key=str)
