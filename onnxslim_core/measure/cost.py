@@ -242,6 +242,8 @@ def profile(model: Model, sample: Sample, *, threads: int = 1, calls: int = 20) 
             times[key].append(float(event["dur"]))
     # the first call allocates; a node within a loop has several times per call, which add up
     per_call = {k: statistics.median(t[1:] or t) * max(len(t) / (calls + 1), 1) for k, t in times.items()}
+    # a node with bodies takes what the nodes in them take, and those have rows of their own
+    per_call = {key: took for key, took in per_call.items() if key[1] not in ("If", "Loop", "Scan")}
     total = sum(per_call.values()) or 1.0
     rows = [OperatorTime(name, op, took, took / total) for (name, op), took in per_call.items()]
     return sorted(rows, key=lambda row: -row.microseconds)
