@@ -108,7 +108,8 @@ class Fidelity:
 
         That is: max|d| / max|reference| is at most the larger of the tolerance and 4 times the noise floor, integers
         and texts are equal (up to 4 times the share that noise flips), NaN and infinities stand at the same places, and
-        the default session does not leave the reference further than the reference's own default session does.
+        the default session does not leave the reference far: its kernels sum in another order, so ten times as much
+        is allowed there, or 4 times what the reference's own default session does.
         """
         if not self.verified or not self.outputs:
             return False
@@ -121,7 +122,7 @@ class Fidelity:
             # an error that is NaN: onnxruntime's optimizer breaks the reference itself, which proves nothing
             if own is None or deployed is None or math.isnan(own.error):
                 continue
-            if not deployed.within(max(allowed, 4 * own.error)):
+            if not deployed.within(max(10 * allowed, 4 * own.error)):
                 return False
         return True
 
