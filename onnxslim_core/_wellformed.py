@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx
+from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
 
 from onnxslim_core.errors import InvalidModel, UnsupportedModel
 
@@ -108,6 +110,7 @@ def examine(proto: onnx.ModelProto, limits: Limits) -> Findings:
         raise InvalidModel("the model does not say its IR version", "is this an ONNX file?")
     if proto.ir_version >= 3 and not proto.opset_import:
         raise InvalidModel("the model imports no opset")
+    _known(proto, "the model")
     _text(proto.producer_name, proto.producer_version, proto.domain, proto.doc_string)
     _entries(proto.metadata_props)
     for configuration in proto.configuration:
@@ -133,6 +136,15 @@ def _text(*values: object) -> None:
     for value in values:
         if isinstance(value, bytes):
             raise InvalidModel(f"a text in the model is not UTF-8: {quote(value)}")
+
+
+def _known(message: Any, what: str) -> None:
+    """Refuse fields that this version of onnx does not know: they would be lost without a word."""
+    if unknown := UnknownFieldSet(message):
+        number = next(iter(unknown)).field_number
+        raise UnsupportedModel(
+            f"{what} has a field (number {number}) that onnx {onnx.__version__} does not know", "update onnx"
+        )
 
 
 def _entries(entries: Iterable[onnx.StringStringEntryProto]) -> None:
@@ -172,6 +184,7 @@ class _Walk:
         declared = (graph.input, graph.output, graph.value_info, graph.initializer, graph.sparse_initializer)
         if sum(map(len, declared)) > self.limits.values:
             raise InvalidModel(f"a graph declares more than {self.limits.values} values")
+        _known(graph, f"graph {quote(graph.name)}")
         scope = _Scope()
         _text(graph.name, graph.doc_string)
         _entries(graph.metadata_props)
@@ -241,6 +254,7 @@ class _Walk:
                 raise InvalidModel(f"node {quote(node.name)} has no operator type")
             _text(node.op_type, node.domain, node.overload, node.doc_string)
             _entries(node.metadata_props)
+            _known(node, _label(node))
             for name in node.input:
                 _text(name)
                 if name and name not in scope.defined:
@@ -286,6 +300,7 @@ class _Walk:
 
     def attribute(self, attr: onnx.AttributeProto, what: str, scopes: Sequence[_Scope], depth: int) -> None:
         _text(attr.doc_string, attr.ref_attr_name)
+        _known(attr, what)
         if attr.ref_attr_name:
             return
         kind: int = attr.type
@@ -320,6 +335,7 @@ class _Walk:
 
     def tensor(self, tensor: onnx.TensorProto, what: str) -> None:
         self.name(tensor.name, what)
+        _known(tensor, what)
         _text(tensor.doc_string)
         _entries(tensor.metadata_props)
         _entries(tensor.external_data)
@@ -360,6 +376,7 @@ class _Walk:
     def functions(self, functions: Sequence[onnx.FunctionProto]) -> None:
         calls: dict[tuple[str, str, str], set[tuple[str, str, str]]] = {}
         for function in functions:
+            _known(function, f"function {quote(function.name)}")
             key = (function.domain, function.name, function.overload)
             what = f"function {quote(function.name)}"
             _text(function.domain, function.overload, function.doc_string, *function.attribute, *function.output)

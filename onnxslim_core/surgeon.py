@@ -1,7 +1,8 @@
 """The border with onnx-graphsurgeon: its graphs in and out, through protos.
 
-That library drops metadata, doc strings, quantization annotations and more without a word, and crashes on some types. What it would drop is said in one warning; what it would crash on,
-or change without a word, is refused by name before it sees it.
+That library drops metadata, doc strings, quantization annotations and more without a word, and crashes on some types.
+What it would drop is said in one warning; what it would crash on, or change without a word, is refused by name before
+it sees it.
 """
 
 from __future__ import annotations

@@ -313,6 +313,31 @@ def test_zipmap_goes_through_and_runs(tmp_path: Path) -> None:
     assert maps == expected_maps
 
 
+def test_device_configurations_come_along() -> None:
+    source = net()
+    source.ir_version = 11
+    source.configuration.add(name="two", num_devices=2, device=["a", "b"])
+    entry = source.graph.node[0].device_configurations.add(configuration_id="two", pipeline_stage=1)
+    spec = entry.sharding_spec.add(tensor_name="w", device=[0, 1])
+    spec.sharded_dim.add(axis=1).simple_sharding.add(dim_value=32, num_shards=2)
+    assert load(source).to_proto() == source
+    assert load(source).copy().to_proto() == source
+
+
+def test_a_program_of_pytorch_is_taken_by_its_graph() -> None:
+    """PyTorch's exporter returns an object that holds an onnx_ir model, whose weights only know how to be read."""
+
+    class Program:
+        model = ir.from_proto(net())
+
+    tensor = Program.model.graph.initializers["w"].const_value
+    assert tensor is not None
+    array = tensor.numpy()
+    lazy = ir.LazyTensor(lambda: ir.tensor(array), dtype=ir.DataType.FLOAT, shape=ir.Shape([32, 64]), name="w")
+    Program.model.graph.initializers["w"].const_value = lazy
+    assert load(Program()).to_proto() == net()
+
+
 # --- nobody else's model is changed ----------------------------------------------------------------------------------
 
 

@@ -287,6 +287,16 @@ def test_text_that_is_not_utf8() -> None:
         refused(data.replace(text, text[:-1] + b"\xff"), InvalidModel, "UTF-8")
 
 
+def test_fields_of_a_later_onnx_are_refused_by_name() -> None:
+    """Dropping what we do not know would be a loss without a word."""
+    data, later = good().SerializeToString(), b"\xc2\x3e\x02hi"  # field 1000, two bytes
+    refused(data + later, UnsupportedModel, "the model has a field .number 1000.")
+    node = good().graph.node[1].SerializeToString()
+    model = good()
+    model.graph.node[1].ParseFromString(node + later)
+    refused(model, UnsupportedModel, "Relu -> 'y' has a field .number 1000.")
+
+
 def test_tensors_in_segments_are_refused_by_name() -> None:
     proto = tensor(float_data=[1, 2])
     proto.segment.begin = 0
