@@ -20,7 +20,7 @@ from onnxslim_core.verdict.record import FAIL, INCONCLUSIVE, PASS, Row, shown
 if TYPE_CHECKING:
     from onnxslim_core.measure.fidelity import OutputFidelity
 
-__all__ = ["ANSWERS", "Facts", "Timing", "check_judges", "check_outputs", "decide_timing", "judge", "standard"]
+__all__ = ["ANSWERS", "Facts", "Timing", "check_judges", "check_outputs", "decide_timing", "judge", "pool", "standard"]
 
 ANSWERS = {
     "min_cosine": "cosine",
@@ -285,6 +285,15 @@ class Timing(Protocol):
         """Upper end of the interval."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """What several timings say together."""
+
+    ratio: float
+    low: float
+    high: float
+
+
 def decide_timing(
     limit: float,
     measure: Callable[[float, int], Timing],
@@ -292,15 +301,15 @@ def decide_timing(
     *,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[Row, list[Timing]]:
-    """Measure until the interval of the ratio lies on one side of the limit, at most `max_seconds`.
+    """Measure until the interval of the ratio lies on one side of the limit, for about `max_seconds` at most.
 
-    Pass: the whole interval is at or below the limit. Fail: the whole interval is above it. Else each further
-    measurement takes twice as long; what still straddles the limit at the end is inconclusive.
+    Pass: the whole interval is at or below the limit. Fail: the whole interval is above it. Else it is measured again,
+    twice as long, and all timings are pooled; what still straddles the limit at the end is inconclusive.
 
     Args:
         limit: `max_latency_ratio`.
         measure: (seconds, round) -> timing.
-        max_seconds: For all measurements together; the first one runs whatever is left.
+        max_seconds: For all measurements together; none is begun after that.
         clock: For tests.
 
     Returns:
@@ -309,28 +318,52 @@ def decide_timing(
     started, seconds = clock(), min(FIRST_SECONDS, max_seconds)
     timings: list[Timing] = []
     while True:
-        timing = measure(seconds, len(timings))
-        timings.append(timing)
-        verdict = _side(timing, limit)
+        timings.append(measure(seconds, len(timings)))
+        pooled = pool(timings)
+        verdict = FAIL if pooled is None else _side(pooled, limit)
         left = max_seconds - (clock() - started)
-        # a round shorter than the last one would decide by chance
-        if verdict != INCONCLUSIVE or left < seconds:
+        if verdict != INCONCLUSIVE or left < FIRST_SECONDS / 2:
             break
         seconds = min(2 * seconds, left)
-    spent = clock() - started
-    note = f"interval {timing.low:.3f} to {timing.high:.3f}, {len(timings)} timings in {spent:.0f} s"
-    noise = getattr(timing, "noise", None)
+    if pooled is None:
+        return Row("max_latency_ratio", limit, math.nan, FAIL, "the timing is no number"), timings
+    count = f"{len(timings)} timing{'s' if len(timings) > 1 else ''} in {clock() - started:.0f} s"
+    note = f"interval {pooled.low:.3f} to {pooled.high:.3f}, {count}"
+    noise = getattr(timings[-1], "noise", None)
     if noise is not None:
         note += f"; the reference against itself: {noise.low:.3f} to {noise.high:.3f}"
     if verdict == INCONCLUSIVE:
         note += "; the interval straddles the limit"
-    return Row("max_latency_ratio", limit, float(timing.ratio), verdict, note), timings
+    return Row("max_latency_ratio", limit, pooled.ratio, verdict, note), timings
 
 
-def _side(timing: Timing, limit: float) -> str:
-    # comparisons with NaN are false, so NaN fails; one round alone has the interval from 0 to infinity
-    if not (0 < timing.ratio < math.inf and 0 <= timing.low <= timing.high):
-        return FAIL
+def pool(timings: Sequence[Timing]) -> Pooled | None:
+    """Timings taken one after the other as one, in logarithms: each weighs by the inverse square of its interval.
+
+    Where they disagree by more than their intervals allow, the common interval is widened by Birge's ratio (R. T.
+    Birge, "The calculation of errors by the method of least squares", Physical Review 40, 1932).
+
+    Returns:
+        None if a timing is broken; a single timing as it is.
+    """
+    # comparisons with NaN are false, so NaN is broken; one round of sessions has the interval from 0 to infinity
+    if not all(0 < t.ratio < math.inf and 0 <= t.low <= t.ratio <= t.high for t in timings):
+        return None
+    bounded = [t for t in timings if t.low > 0 and t.high < math.inf]
+    if len(bounded) < 2:
+        best = (bounded or timings)[-1]
+        return Pooled(best.ratio, best.low, best.high)
+    centres = [math.log(t.ratio) for t in bounded]
+    halves = [max(math.log(t.high / t.low) / 2, 1e-9) for t in bounded]
+    weights = [half**-2 for half in halves]
+    centre = math.fsum(w * c for w, c in zip(weights, centres, strict=True)) / math.fsum(weights)
+    # halves are about 1.96 standard deviations
+    spread = math.fsum(w * (c - centre) ** 2 for w, c in zip(weights, centres, strict=True)) * 1.96**2
+    half = math.sqrt(max(1.0, spread / (len(bounded) - 1)) / math.fsum(weights))
+    return Pooled(math.exp(centre), math.exp(centre - half), math.exp(centre + half))
+
+
+def _side(timing: Pooled, limit: float) -> str:
     if timing.high <= limit:
         return PASS
     return FAIL if timing.low > limit else INCONCLUSIVE
