@@ -18,7 +18,7 @@ from onnxslim_core._tensors import SparseTensor, embed, entries_into
 from onnxslim_core._wellformed import quote
 from onnxslim_core.errors import InvalidModel
 
-__all__ = ["Put", "write"]
+__all__ = ["Put", "write", "write_node"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,13 @@ def write(model: ir.Model, put: Put = embed, *, skip: Collection[int] = ()) -> o
         else:
             proto.functions[-1].value_info.extend(infos)
     _training(model, proto)
+    return proto
+
+
+def write_node(node: ir.Node) -> onnx.NodeProto:
+    """The proto of one node with its bodies and their weights, where onnx_ir's serializer raises on what is carried."""
+    proto = onnx.NodeProto()
+    _Writer(embed, _DEVICES_SINCE).node(proto, node)
     return proto
 
 

@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim_core import _files
+from onnxslim_core._emit import write_node
 from onnxslim_core.errors import InvalidModel, MeasureError, ModelError
 from onnxslim_core.model import Model, load, save, wrap
 from onnxslim_core.verify import verify
@@ -183,6 +184,10 @@ def test_copies_keep_every_field() -> None:
     assert load(model).to_proto() == rich()
     assert wrap(model.ir.clone()).to_proto() == rich()
     assert load(model.to_ir()).to_proto() == rich()
+
+
+def test_single_nodes_are_written_with_what_is_carried() -> None:
+    assert [write_node(node) for node in load(rich()).ir.graph] == list(rich().graph.node)
 
 
 def test_sparse_initializer_reads_as_dense() -> None:
