@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar, final
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxslim_core.channels.boxes import settle
@@ -134,20 +133,19 @@ class PruneChannels:
             if not group.free.any():
                 reason = "stays" if group.reason is None else f"{group.reason.node}: {group.reason.text}".lstrip(": ")
                 refused.append(Change(self.name, (group.name,), action, reason=reason, guard="channels_are_free"))
-            elif (glob := self._ignored_by(channels, group)) is not None:
+            elif (glob := self._ignored_by(group)) is not None:
                 reason = f"'{glob}' is ignored"
                 refused.append(Change(self.name, (group.name,), action, reason=reason, guard="not_ignored"))
             else:
                 candidates.append(Candidate(group, score(channels, group, context.seed)))
         return candidates, refused
 
-    def _ignored_by(self, channels: ChannelGraph, group: Group) -> str | None:
+    def _ignored_by(self, group: Group) -> str | None:
         if not self.ignored:
             return None
         names = {group.name, *(str(node.name) for node in (*group.producers, *group.consumers))}
-        for use in channels.uses:
-            if np.isin(channels.of(use.labels), group.classes).any():
-                names |= {str(use.constant.name), str(use.node.name)}
+        for use in group.uses:
+            names |= {str(use.constant.name), str(use.node.name)}
         return next((glob for glob in self.ignored for name in sorted(names) if fnmatchcase(name, glob)), None)
 
     def _unreached(self, channels: ChannelGraph, candidates: Sequence[Candidate], limits: Limits) -> list[Change]:

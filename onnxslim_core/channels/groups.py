@@ -36,6 +36,7 @@ class Group:
         unit: Channels that one class has along the axis that makes them: 1, or more for heads and groups.
         producers: Nodes that make the channels.
         consumers: Nodes that sum over them.
+        uses: Axes of constants that go with them.
         reason: Why classes that are not free stay; None where all are free.
     """
 
@@ -45,6 +46,7 @@ class Group:
     unit: int
     producers: tuple[ir.Node, ...]
     consumers: tuple[ir.Node, ...]
+    uses: tuple[Use, ...]
     reason: Reason | None
 
     @property
@@ -157,59 +159,59 @@ def _left(size: float, factors: Sequence[Labels], gone: NDArray[np.bool_] | None
 
 
 def signatures(channels: ChannelGraph) -> NDArray[np.uint64]:
-    """A number per class that is equal for classes that appear in the same tensors."""
+    """A number per class that is equal for classes that appear in the same tensors; shape (atoms,)."""
     atoms = channels.flow.atoms
     rng = np.random.default_rng(0)
     signature = np.zeros(len(channels.classes.of), np.uint64)
     for array in (*atoms.vectors, *atoms.boxes):
-        signature[np.unique(channels.of(array))] ^= rng.integers(1 << 63, dtype=np.uint64)
+        # one key per tensor, however often a class appears in it: assignment through an index ignores repeats
+        signature[channels.of(array)] ^= rng.integers(1 << 63, dtype=np.uint64)
     return signature
 
 
 def _groups(channels: ChannelGraph) -> list[Group]:
     of = channels.classes.of
-    makers: dict[int, dict[ir.Node, None]] = {}
-    readers: dict[int, dict[ir.Node, None]] = {}
-    made: list[Ints] = []
+    makers = np.zeros(len(of), np.bool_)
     for use in channels.uses:
-        if use.role == "carry":
-            continue
-        book = makers if use.role == "out" else readers
-        roots = np.unique(of[use.labels])
         if use.role == "out":
-            made.append(roots)
-        for root in roots.tolist():
-            book.setdefault(root, {})[use.node] = None
-    for sink in channels.sinks:
-        for root in np.unique(of[sink.labels]).tolist():
-            readers.setdefault(root, {})[sink.node] = None
-    if not made:
+            makers[of[use.labels]] = True
+    roots = np.flatnonzero(makers).astype(np.int32)
+    if not roots.size:
         return []
-    roots = np.unique(np.concatenate(made))
-    signature = signatures(channels)[roots]
-    _, first, which = np.unique(signature, return_index=True, return_inverse=True)
-    groups = []
-    for number in np.argsort(first, kind="stable"):
-        classes = roots[which == number]
-        groups.append(_group(channels, classes, makers, readers))
-    return groups
+    _, first, which = np.unique(signatures(channels)[roots], return_index=True, return_inverse=True)
+    number = np.empty(len(first), np.int32)
+    number[np.argsort(first, kind="stable")] = np.arange(len(first), dtype=np.int32)
+    home = np.full(len(of), -1, np.int32)
+    home[roots] = number[which]
+    uses: list[list[Use]] = [[] for _ in first]
+    sinks: list[list[Sink]] = [[] for _ in first]
+    for use in channels.uses:
+        for group in _homes(home[of[use.labels]]):
+            uses[group].append(use)
+    for sink in channels.sinks:
+        for group in _homes(home[of[sink.labels]]):
+            sinks[group].append(sink)
+    order = np.argsort(home[roots], kind="stable")
+    parts = np.split(roots[order], np.cumsum(np.bincount(home[roots]))[:-1])
+    return [_group(channels, *each) for each in zip(parts, uses, sinks, strict=True)]
 
 
-def _group(
-    channels: ChannelGraph,
-    classes: Ints,
-    makers: dict[int, dict[ir.Node, None]],
-    readers: dict[int, dict[ir.Node, None]],
-) -> Group:
+def _homes(groups: Ints) -> list[int]:
+    first = int(groups.flat[0])
+    found = [first] if (groups == first).all() else np.unique(groups).tolist()
+    return [group for group in found if group >= 0]
+
+
+def _group(channels: ChannelGraph, classes: Ints, uses: list[Use], sinks: list[Sink]) -> Group:
     free = ~channels.classes.pinned[classes]
-    producers = tuple(dict.fromkeys(node for root in classes.tolist() for node in makers.get(root, ())))
-    consumers = tuple(dict.fromkeys(node for root in classes.tolist() for node in readers.get(root, ())))
+    producers = tuple(dict.fromkeys(use.node for use in uses if use.role == "out"))
+    readers = [use.node for use in uses if use.role == "in"] + [sink.node for sink in sinks]
     stuck = classes[~free]
     reason = channels.classes.reasons.get(int(stuck[0])) if stuck.size else None
-    name = verbs.label_of(producers[0]) if producers else f"channels {classes[0]}"
-    first = next(use for use in channels.uses if use.role == "out" and np.isin(channels.of(use.labels), classes).any())
+    first = next(use for use in uses if use.role == "out")
     unit = max(1, round(float(np.isin(channels.of(first.labels), classes).sum()) / len(classes)))
-    return Group(name, classes, free, unit, producers, consumers, reason)
+    name = verbs.label_of(producers[0])
+    return Group(name, classes, free, unit, producers, tuple(dict.fromkeys(readers)), tuple(uses), reason)
 
 
 def analyse(

@@ -18,10 +18,9 @@ __all__ = ["maker_rows", "rows_of", "scale_of", "sum_by_class"]
 Floats = NDArray[np.float64]
 
 
-def maker_rows(channels: ChannelGraph, group: Group) -> Iterator[tuple[Labels, Floats]]:
+def maker_rows(group: Group) -> Iterator[tuple[Labels, Floats]]:
     """For each node that makes channels of the group: labels (n,) and weight rows (n, everything else)."""
-    mine = [use for use in channels.uses if np.isin(channels.of(use.labels), group.classes).any()]
-    return rows_of(mine)
+    return rows_of(group.uses)
 
 
 def rows_of(uses: Iterable[Use]) -> Iterator[tuple[Labels, Floats]]:

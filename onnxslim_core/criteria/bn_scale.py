@@ -34,8 +34,8 @@ def gamma_of(node: ir.Node) -> NDArray[np.float64] | None:
 def score(channels: ChannelGraph, group: Group, seed: int) -> NDArray[np.float64]:
     """One score per class, (classes,): the sum of |gamma| over its channels."""
     total, found = np.zeros(group.width), False
-    for use in channels.uses:
-        if use.role != "out" or not np.isin(channels.of(use.labels), group.classes).any():
+    for use in group.uses:
+        if use.role != "out":
             continue
         gamma = gamma_of(use.node)
         if gamma is not None and len(gamma) == len(use.labels):
