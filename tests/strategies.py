@@ -48,7 +48,7 @@ class Builder:
     def pick(self, rank: int | None = None) -> tuple[str, Shape]:
         """A value made before, late ones more often than early ones."""
         fitting = [v for v in self.values if rank is None or len(v[1]) == rank]
-        back = self.draw(st.integers(0, min(3, len(fitting) - 1)))
+        back: int = self.draw(st.integers(0, min(3, len(fitting) - 1)))
         return fitting[-1 - back]
 
     def node(self, op_type: str, inputs: list[str], outputs: int = 1, **attributes: Any) -> list[str]:
@@ -110,6 +110,9 @@ def _join(b: Builder) -> None:
     name, shape = b.pick()
     twins = [n for n, s in b.values if s == shape]
     other = b.draw(st.sampled_from(twins))
+    if b.draw(st.integers(0, 3)) == 0:
+        b.add("Concat", [name, other], (f"{shape[0]}and{shape[0]}", *shape[1:]), axis=0)
+        return
     if b.draw(st.booleans()) and len(shape) > 1:
         axis = b.draw(st.integers(1, len(shape) - 1))
         wide = list(shape)
@@ -164,8 +167,9 @@ def _by_size(b: Builder) -> None:
     """Divide by a size: arithmetic on what Shape says."""
     name, shape = b.pick()
     axis = b.draw(st.integers(0, len(shape) - 1))
-    (sizes,) = b.node("Shape", [name])
-    (size,) = b.node("Gather", [sizes, b.constant(np.array(axis, dtype=np.int64))])
+    first = b.draw(st.integers(0, axis))
+    (sizes,) = b.node("Shape", [name], start=first) if first else b.node("Shape", [name])
+    (size,) = b.node("Gather", [sizes, b.constant(np.array(axis - first, dtype=np.int64))])
     (more,) = b.node("Mul", [size, b.constant(np.array(2, dtype=np.int64))])
     like = b.draw(st.booleans())
     (number,) = b.node("CastLike", [more, name]) if like else b.node("Cast", [more], to=TensorProto.FLOAT)
@@ -187,6 +191,10 @@ def _slice(b: Builder) -> None:
     if len(shape) < 2:
         return
     axis = b.draw(st.integers(1, len(shape) - 1))
+    if b.draw(st.integers(0, 3)) == 0:
+        inputs = [name, b.integers(0), b.integers(2**40), b.integers(0), b.integers(2)]
+        b.add("Slice", inputs, (f"half{shape[0]}", *shape[1:]))
+        return
     size = int(shape[axis])
     start, end, step = b.draw(st.sampled_from(((0, 2**40, 1), (1, 2**40, 1), (-1, -(2**40), -1), (0, -1, 2))))
     left = len(range(size)[slice(start, None if abs(end) > size else end, step)])
@@ -278,11 +286,26 @@ def _large(b: Builder) -> None:
     """Much made of little, and only a number of it is used."""
     name, shape = b.pick()
     (many,) = b.node("ConstantOfShape", [b.integers(900)], value=numpy_helper.from_array(np.ones(1, dtype=np.float32)))
-    if b.draw(st.booleans()):
+    use = b.draw(st.sampled_from(("one", "sum", "computed")))
+    if use == "computed":
+        (total,) = b.node("ReduceMax", [name], keepdims=0)
+        (many,) = b.node("Min", [many, total])
+    if use == "one":
         (few,) = b.node("Slice", [many, b.integers(0), b.integers(1)])
     else:
         (few,) = b.node("ReduceSum", [many, b.integers(0)], keepdims=0)
     b.add("Mul", [name, few], shape)
+
+
+def _sign_of_zero(b: Builder) -> None:
+    """One over zero, cut to plus or minus one."""
+    name, shape = b.pick()
+    zeros = [b.constant(np.array([z], dtype=np.float32)) for z in b.draw(st.permutations((0.0, -0.0)))]
+    for zero in zeros:
+        (infinite,) = b.node("Reciprocal", [zero])
+        ends = [b.constant(np.array(e, dtype=np.float32)) for e in (-1.0, 1.0)]
+        (sign,) = b.node("Clip", [infinite, *ends])
+        b.add("Mul", [name, sign], shape)
 
 
 def _branch(b: Builder) -> None:
@@ -317,7 +340,8 @@ def _random(b: Builder) -> None:
 
 STEPS = (
     *(_unary, _unary, _scale, _scale, _join, _join, _twin, _twin, _reshape, _reshape, _by_size, _weights, _weights),
-    *(_transpose, _cast, _slice, _sequence, _pad, _conv, _norm, _pool, _large, _branch, _random, _dropout_with_inputs),
+    *(_transpose, _cast, _slice, _sequence, _pad, _conv, _conv, _norm, _pool, _large, _branch, _random),
+    *(_dropout_with_inputs, _sign_of_zero),
 )
 
 
@@ -326,7 +350,7 @@ def models(draw: Draw, most: int = 8) -> onnx.ModelProto:
     """A model of up to `most` steps, with one input and one to three outputs."""
     b = Builder(draw)
     batch = draw(st.sampled_from(("N", 2)))
-    shape: Shape = (batch, *draw(st.sampled_from(((3, 4, 5), (6,), (3, 5)))))
+    shape: Shape = (batch, *draw(st.sampled_from(((3, 4, 5), (3, 4, 5), (6,), (3, 5), (4, 4)))))
     b.values.append(("x", shape))
     for _ in range(draw(st.integers(1, most))):
         draw(st.sampled_from(STEPS))(b)
