@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from onnxslim_core._emit import write_node
 from onnxslim_core.errors import MeasureError
 from onnxslim_core.graph import all_nodes, bodies, is_op, label_of
 from onnxslim_core.measure.session import open_session, run
@@ -162,7 +163,7 @@ def _bytes(model: ir.Model) -> int:
     total += sum(len(str(name).encode()) for name in model.graph.initializers)
     for node in model.graph:
         if not is_op(node, "Constant"):
-            proto = ir.serde.serialize_node(node) if not any(True for _ in bodies(node)) else None
+            proto = write_node(node) if not any(True for _ in bodies(node)) else None
             total += 4 + (proto.ByteSize() if proto is not None else _body_bytes(node))
         else:
             total += 32 + len(str(node.outputs[0].name).encode())
@@ -172,7 +173,7 @@ def _bytes(model: ir.Model) -> int:
 def _body_bytes(node: ir.Node) -> int:
     """A node with bodies, without the constants in them, which are counted already."""
     held = sum(tensor.nbytes + 16 for body in bodies(node) for tensor, _ in _constants(body))
-    return max(int(ir.serde.serialize_node(node).ByteSize()) - held, 0)
+    return max(int(write_node(node).ByteSize()) - held, 0)
 
 
 def _peak(graph: ir.Graph, shapes: Shapes) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxslim_core._emit import write_node
 from onnxslim_core.graph import STANDARD, attribute
 
 __all__ = ["LIMIT", "evaluate"]
@@ -314,7 +315,7 @@ def _by_reference(node: ir.Node, arrays: Args, opset: int) -> list[Array]:
 
     _bounded(max((a.size for a in arrays if a is not None), default=0))
     try:
-        session = ReferenceEvaluator(ir.serde.serialize_node(node), opsets={"": opset})
+        session = ReferenceEvaluator(write_node(node), opsets={"": opset})
         feeds = {str(v.name): a for v, a in zip(node.inputs, arrays, strict=True) if v is not None}
         found = session.run(None, feeds)
     except (RuntimeError, AttributeError, NotImplementedError) as err:

@@ -17,6 +17,7 @@ import onnx
 import onnx_ir as ir
 from onnx import numpy_helper, shape_inference
 
+from onnxslim_core._emit import write_node
 from onnxslim_core.errors import MeasureError
 from onnxslim_core.graph import STANDARD, array_of, attribute, bodies, is_op, opset_of
 from onnxslim_core.measure.evaluate import LIMIT, evaluate
@@ -75,7 +76,7 @@ class _Work:
         self._not_tensors: set[ir.Value] = set()
         self._trusted: set[ir.Value] = set()
         self._pending = list(self.nodes)
-        self._protos = {node: _bare(ir.serde.serialize_node(node)) for node in self.nodes}
+        self._protos = {node: _bare(write_node(node)) for node in self.nodes}
         self._collect()
 
     # --- what is known from the start
@@ -108,7 +109,7 @@ class _Work:
             return
         # sparse tensors and references are left to the inference
         self.nodes.insert(0, node)
-        self._protos[node] = ir.serde.serialize_node(node)
+        self._protos[node] = write_node(node)
 
     def _note(self, value: ir.Value, shape: Iterable[object] | None, dtype: ir.DataType | None) -> None:
         self.values[str(value.name)] = value

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from onnxslim_core import graph as verbs
+from onnxslim_core._emit import write_node
 from onnxslim_core.ops.flow import Flow, Rule
 
 __all__ = ["Consts", "Values", "evaluate"]
@@ -77,7 +78,7 @@ def evaluate(node: ir.Node, inputs: list[np.ndarray | None], opset: int) -> list
     names = [f"i{k}" if array is not None else "" for k, array in enumerate(inputs)]
     outputs = [f"o{k}" for k in range(len(node.outputs))]
     proto = onnx.NodeProto(op_type=node.op_type, input=names, output=outputs)
-    proto.attribute.extend(ir.to_proto(attr) for attr in node.attributes.values() if isinstance(attr, ir.Attr))
+    proto.attribute.extend(write_node(node).attribute)
     graph = onnx.GraphProto(
         name="one",
         node=[proto],
