@@ -434,6 +434,8 @@ def test_gate_takes_a_recipe_for_its_data_and_a_metric_by_name(folder: Path, run
     )
     (folder / "score.py").write_text("def score(outputs, labels):\n    return float(len(labels))\n")
     (folder / "metric.toml").write_text("[budget]\nmin_metric = 4\nrequire_data = true\n")
+    fed = json.loads(run("compare", "a.onnx", "a.onnx", "--recipe", "data.toml", "--json")[1])["data"]
+    assert fed == {"source": "4 samples of nhwc.npz", "real": True, "samples": 4}
     base = ["gate", "a.onnx", "a.onnx", "--budget", "metric.toml", "--recipe", "data.toml"]
     assert run(*base)[0] == 1
     assert run(*base, "--labels", "answer", "--metric", "score.py:score")[0] == 0

@@ -57,13 +57,21 @@ def _load(path: str, root: str | None) -> Model:
 
 
 def _samples(
-    model: Model, shell: Shell, data: str | None, shapes: Sequence[str], values: Sequence[str], count: int
+    model: Model,
+    shell: Shell,
+    data: str | None,
+    shapes: Sequence[str],
+    values: Sequence[str],
+    count: int,
+    recipe: Recipe | None = None,
 ) -> Samples:
     """Samples that fit a model, given or random."""
-    from onnxslim_core.verdict.job import gather_samples
+    from onnxslim_core.verdict.job import from_recipe, gather_samples
 
     sizes, contents = _parsed(shapes, values)
-    return gather_samples(model, data, seed=shell.seed or 0, shapes=sizes, values=contents, count=count)
+    spec, sizes, contents = from_recipe(recipe, None, sizes, contents, random=data is None)
+    seed = shell.seed if shell.seed is not None else recipe.seed if recipe is not None else 0
+    return gather_samples(model, data, spec=spec, seed=seed, shapes=sizes, values=contents, count=count)
 
 
 # ---------------------------------------------------------------------------------------------------- verbs
@@ -185,12 +193,14 @@ def _chosen_recipe(path: str | None, preset: str | None, settings: Sequence[str]
 @verb
 @click.argument("reference")
 @click.argument("candidate")
+@_recipe_data
 @_feeds
 @_root
 def compare(
     shell: Shell,
     reference: str,
     candidate: str,
+    recipe: str | None,
     data: str | None,
     shapes: Sequence[str],
     values: Sequence[str],
@@ -199,11 +209,13 @@ def compare(
     """Show how far the answers of two models are apart."""
     from onnxslim_core.cli.views import print_fidelity
     from onnxslim_core.measure.fidelity import compare as compare_answers
+    from onnxslim_core.recipe import Recipe
 
+    how = Recipe.load(recipe) if recipe is not None else None
     first, second = _load(reference, external_data_root), _load(candidate, external_data_root)
     with shell.progress() as tell:
         tell("find inputs that run", 0, 0)
-        fed = _samples(first, shell, data, shapes, values, 8)
+        fed = _samples(first, shell, data, shapes, values, 8, how)
         tell("compare answers", 0, 0)
         found = compare_answers(first, second, fed.samples, threads=shell.threads)
     shell.emit({"schema": 1, "verb": "compare", "data": fed.document(), "fidelity": found})

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from onnxslim_core.calibration.source import Data
     from onnxslim_core.measure.cost import Cost
 
-__all__ = ["Samples", "differences", "domains", "gate", "gather_samples"]
+__all__ = ["Samples", "differences", "domains", "from_recipe", "gate", "gather_samples"]
 
 SAMPLES = 256
 """At most so many given samples are judged."""
@@ -167,7 +167,7 @@ def gate(
         load(candidate, external_data_root=root, keep_feedable=True),
     )
     tell("find inputs that run", 0, 0)
-    spec, sizes, contents = _from_recipe(recipe, labels, shapes, values, random=data is None)
+    spec, sizes, contents = from_recipe(recipe, labels, shapes, values, random=data is None)
     found = gather_samples(pair[0], data, spec=spec, seed=seed, shapes=sizes, values=contents, limit=samples)
     check_outputs(limits, [str(v.name) for v in pair[0].ir.graph.outputs])
     facts, details = _facts(pair, limits, found, threads, scorer, tell)
@@ -196,7 +196,7 @@ def _named(source: object, otherwise: str) -> str:
     return Path(source).name if isinstance(source, str | os.PathLike) else otherwise
 
 
-def _from_recipe(
+def from_recipe(
     recipe: Recipe | None,
     labels: str | None,
     shapes: Mapping[str, tuple[int, ...]] | None,
