@@ -60,10 +60,11 @@ def wheel(built: Path) -> Path:
     return found
 
 
-def run(script: str, cwd: Path, **environment: str) -> list[str]:
+def run(script: str, cwd: Path, *options: str, **environment: str) -> list[str]:
     """The lines a script prints in a fresh interpreter that sees the folders given and the installed dependencies."""
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment}
-    done = subprocess.run([sys.executable, "-c", script], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    command = [sys.executable, *options, "-c", script]
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.splitlines()
 
@@ -109,10 +110,10 @@ def test_works_editable(tmp_path: Path) -> None:
     wheel = tmp_path / run(hook, source)[-1]
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    activate = f"import sys, site; sys.path.insert(0, {str(site)!r}); site.addsitedir({str(site)!r})\n"
-    # an installation of this project in the running environment must not answer instead
-    first = "sys.meta_path.sort(key=lambda f: '__editable__' not in getattr(f, '__module__', ''))\n"
-    package, passes = run(activate + first + import_all(), tmp_path, PYTHONPATH="")
+    # without `-S` an editable installation of this project in the running environment would answer instead
+    elsewhere = [entry for entry in sys.path if Path(entry).is_dir() and Path(entry).resolve() != ROOT]
+    activate = f"import sys, site; sys.path[:] = {[str(site), *elsewhere]!r}; site.addsitedir({str(site)!r})\n"
+    package, passes = run(activate + import_all(), tmp_path, "-S", PYTHONPATH="")
     assert Path(package).parent == source / "onnxslim_core"
     assert Path(passes).parent == source / "passes"
 
