@@ -28,7 +28,8 @@ def demo() -> Demo:
 
 def digits(model: bytes, images: np.ndarray) -> np.ndarray:
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {"image": images})[0]).argmax(1)
+    scores: np.ndarray = session.run(None, {"image": images})[0]
+    return np.argmax(scores, axis=1)
 
 
 def test_network_is_a_raw_export() -> None:
