@@ -294,6 +294,7 @@ def apply(rewrite: Rewrite, model: ir.Model) -> list[Change]:
         node = todo.popleft()
         waiting.discard(node)
         if node.graph is None or (m := rewrite.match(node, model)) is None:
+            refused.pop(node, None)  # what was refused here is no longer there
             continue
         where = tuple(verbs.label_of(n) for n in m.nodes())
         verdict = _refusal(rewrite, m)

@@ -149,10 +149,13 @@ class Facts:
         found = self.types.get(value)
         if found is not None:
             return found
-        tensor = value.const_value if value.producer() is None else None
-        if value.producer() is not None and is_op(value.producer(), "Constant"):
-            tensor = ir.convenience.get_const_tensor(value)
-        if tensor is None or (value.producer() is None and not value.is_initializer()):
+        producer = value.producer()
+        tensor = value.const_value if producer is None and value.is_initializer() else None
+        if producer is not None and is_op(producer, "Constant"):
+            given = producer.attributes.get("value")
+            # `get_const_tensor` renames the tensor of the attribute, which may be the caller's
+            tensor = ir.convenience.get_const_tensor(value) if given is None else given.value
+        if tensor is None:
             return None
         self.types[value] = self._tensor_type(tensor.dtype, tensor.shape)
         return self.types[value]
