@@ -165,7 +165,7 @@ class Names:
 def add_constant(graph: ir.Graph, names: Names, array: np.ndarray, hint: str) -> ir.Value:
     """Add an initializer. Its shape is stored with it, since both are frozen together."""
     name = names.new(hint)
-    tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=name)
+    tensor = ir.Tensor(np.ascontiguousarray(array) if array.ndim else array, name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value

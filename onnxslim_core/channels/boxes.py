@@ -7,8 +7,9 @@ position in every group). Each axis is tried on a copy of its component and the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ __all__ = ["Classes", "Outcome", "View", "free_share", "inner", "settle", "whole
 
 Ints = NDArray[np.int32]
 Flags = NDArray[np.bool_]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,17 +174,27 @@ def settle(atoms: Atoms, view: View, mass: NDArray[np.float64]) -> Classes:
         for root in np.unique(of[members]):
             reasons.setdefault(int(root), reason)
             pinned[root] = True
-    arrays = [*atoms.boxes, *atoms.vectors]
-    open_boxes = [array for array in atoms.boxes if _is_open(of[array])]
-    of, pinned = _solve(of, pinned, atoms.rels, arrays, open_boxes, lambda *parts: view(_outcome(mass, *parts)))
-    return Classes(of, pinned[of], _reasons(atoms, reasons, of, of[pinned[of]]))
+    book = _Book(of, pinned, mass, view)
+    _solve(book, atoms)
+    stuck = book.of[book.pinned[book.of]]
+    return Classes(book.of, book.pinned[book.of], _reasons(atoms, reasons, book.of, stuck))
 
 
-_Value = Callable[[Ints, Ints, Flags], tuple[float, ...]]
+class _Book:
+    """Classes of all atoms while components are decided one by one."""
 
+    def __init__(self, of: Ints, pinned: Flags, mass: NDArray[np.float64], view: View) -> None:
+        self.of = of.copy()
+        self.pinned = pinned
+        self.mass = mass
+        self.view = view
+        self.number = np.full(len(of), -1, np.int32)
+        self._order = np.argsort(of, kind="stable").astype(np.int32)
+        self._starts = np.searchsorted(of[self._order], np.arange(len(of) + 1))
 
-def _outcome(mass: NDArray[np.float64], atoms: Ints, classes: Ints, pinned: Flags) -> Outcome:
-    return Outcome(atoms, classes, pinned, mass[atoms])
+    def atoms_of(self, classes: Ints) -> Ints:
+        """The atoms of these classes. Those that a decision joined since are found by their own component alone."""
+        return np.concatenate([self._order[self._starts[c] : self._starts[c + 1]] for c in classes.tolist()])
 
 
 def _is_open(classes: Ints) -> bool:
@@ -202,71 +214,81 @@ def _reasons(atoms: Atoms, direct: dict[int, Reason], of: Ints, stuck: Ints) -> 
     return found
 
 
-def _solve(
-    of: Ints, pinned: Flags, rels: Sequence[Rel], arrays: list[Labels], open_boxes: list[Labels], value: _Value
-) -> tuple[Ints, Flags]:
+def _solve(book: _Book, atoms: Atoms) -> None:
     """Split into components that share an open box or a relation, and decide each by itself."""
-    groups = [of[array].reshape(-1) for array in open_boxes]
-    groups += [np.concatenate([of[rel.coarse], of[rel.fine].reshape(-1)]) for rel in rels]
-    pinned = pinned.copy()
+    of, arrays = book.of, [*atoms.boxes, *atoms.vectors]
+    groups = [of[array].reshape(-1) for array in atoms.boxes if _is_open(of[array])]
+    groups += [np.concatenate([of[rel.coarse], of[rel.fine].reshape(-1)]) for rel in atoms.rels]
     if not groups:
-        return of, _pin_whole(of, pinned, arrays)
+        _pin_whole(of, book.pinned, arrays)
+        return
     left = np.concatenate([np.repeat(group[:1], len(group)) for group in groups])
     part_of = components(len(of), left, np.concatenate(groups))
-    involved = np.unique(np.concatenate(groups))
     busy = np.zeros(len(of), np.bool_)
-    busy[part_of[involved]] = True
-    homes: dict[int, tuple[list[Rel], list[Labels]]] = {int(p): ([], []) for p in np.unique(part_of[involved])}
-    for rel in rels:
+    busy[part_of[np.concatenate(groups)]] = True
+    homes: dict[int, tuple[list[Rel], list[Labels]]] = {int(part): ([], []) for part in np.flatnonzero(busy)}
+    for rel in atoms.rels:
         homes[int(part_of[of[rel.coarse[0]]])][0].append(rel)
     quiet: list[Labels] = []
     for array in arrays:
-        touched = np.unique(part_of[of[array]])
+        touched = part_of[of[array]].reshape(-1)
+        touched = touched[:1] if (touched == touched[0]).all() else np.unique(touched)
         hit = touched[busy[touched]]
-        for part in hit:
-            homes[int(part)][1].append(array)
+        for part in hit.tolist():
+            homes[part][1].append(array)
         if not hit.size:
             quiet.append(array)
-    pinned = _pin_whole(of, pinned, quiet)
-    for own_rels, own_arrays in homes.values():
-        of, pinned = _decide(of, pinned, own_rels, own_arrays, value)
-    return of, pinned
+    _pin_whole(of, book.pinned, quiet)
+    for rels, own in homes.values():
+        _decide(book, rels, own)
 
 
-def _pin_whole(of: Ints, pinned: Flags, arrays: list[Labels]) -> Flags:
+def _pin_whole(of: Ints, pinned: Flags, arrays: list[Labels]) -> None:
     """Pin the class that is all a tensor has."""
     if arrays:
         flat = np.concatenate([of[array].reshape(-1) for array in arrays])
         starts = np.cumsum([0, *(array.size for array in arrays)])[:-1]
         low, high = np.minimum.reduceat(flat, starts), np.maximum.reduceat(flat, starts)
         pinned[low[low == high]] = True
-    return pinned
 
 
-def _decide(of: Ints, pinned: Flags, rels: list[Rel], arrays: list[Labels], value: _Value) -> tuple[Ints, Flags]:
-    """One component: number its classes from 0, try, keep the best, until no choice is open."""
+def _decide(book: _Book, rels: list[Rel], arrays: list[Labels]) -> None:
+    """One component: number its classes from 0, decide, write down.
+
+    Choices are made one after the other by what each leaves free at once. Where that goes wrong (groups of 3 and of 2
+    on one tensor: whole groups look best until both are to be whole), the other orders are tried to their end.
+    """
+    of, number = book.of, book.number
     everything = [of[array].reshape(-1) for array in arrays]
     everything += [of[rel.coarse] for rel in rels] + [of[rel.fine].reshape(-1) for rel in rels]
     members = np.unique(np.concatenate(everything))
-    number = np.full(len(of), -1, np.int32)
     number[members] = np.arange(len(members), dtype=np.int32)
     part = _Part(
         len(members),
-        pinned[members],
+        book.pinned[members],
         [Rel(number[of[rel.coarse]], number[of[rel.fine]]) for rel in rels],
         [number[of[array]] for array in arrays],
     )
     part.close()
-    inside = np.flatnonzero(np.isin(of, members)).astype(np.int32)
-    local = number[of[inside]]
+    inside = book.atoms_of(members)
+    local, mass = number[of[inside]], book.mass[inside]
+
+    def by(view: Callable[[Outcome], _T]) -> Callable[[_Part], _T]:
+        return lambda trial: view(Outcome(inside, members[trial.root[local]], trial.pinned[local], mass))
+
+    decided = _settled(part, by(book.view))
+    if by(free_share)(decided) < by(free_share)(part):
+        decided = max([decided, _settled(part, by(inner)), _settled(part, by(whole))], key=by(book.view))
+    of[inside] = members[decided.root[local]]
+    book.pinned[members] |= decided.pinned
+    book.pinned[members[decided.root]] |= decided.pinned
+
+
+def _settled(part: _Part, value: Callable[[_Part], tuple[float, ...]]) -> _Part:
+    """Try every axis of a choice, keep the best, until no choice is open."""
     while (found := part.open_array()) is not None:
         array, axes = found
-        trials = [part.choose(array, axes, keep) for keep in axes]
-        values = [value(inside, members[trial.root[local]], trial.pinned[local]) for trial in trials]
-        part = trials[values.index(max(values))]
+        part = max((part.choose(array, axes, keep) for keep in axes), key=value)
+    part = part.copy()
     part.finish()
-    of, pinned = of.copy(), pinned.copy()
-    of[inside] = members[part.root[local]]
-    pinned[members] |= part.pinned
-    pinned[members[part.root]] |= part.pinned
-    return of, pinned
+    return part

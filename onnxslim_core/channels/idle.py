@@ -125,13 +125,12 @@ def _digests(channels: ChannelGraph) -> dict[int, bytes]:
     for number, use in enumerate(channels.uses):
         if use.role == "in":
             continue
-        roots = channels.of(use.labels)
+        roots = channels.of(use.labels.reshape(-1))
         array = verbs.array_of(use.constant)
         if array is None:
             unreadable.update(roots.tolist())
             continue
-        rows = np.ascontiguousarray(np.moveaxis(array, use.axis, 0)).reshape(len(roots), -1)
-        for root, row in zip(roots.tolist(), rows, strict=True):
+        for root, row in zip(roots.tolist(), use.rows(array), strict=True):
             if root in hashes:
                 hashes[root].update(number.to_bytes(4, "little"))
                 hashes[root].update(row.tobytes())

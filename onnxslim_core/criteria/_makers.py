@@ -33,9 +33,9 @@ def rows_of(uses: Iterable[Use]) -> Iterator[tuple[Labels, Floats]]:
         array = verbs.array_of(use.constant) if use.role == "out" else None
         if array is None or array.dtype.kind not in "fiu":
             continue
-        rows = np.moveaxis(np.asarray(array, np.float64), use.axis, 0).reshape(len(use.labels), -1)
+        rows = use.rows(np.asarray(array, np.float64))
         scale = scale_of(use.node)
-        yield use.labels, rows if scale is None or len(scale) != len(rows) else rows * scale[:, None]
+        yield use.labels.reshape(-1), rows if scale is None or len(scale) != len(rows) else rows * scale[:, None]
 
 
 def scale_of(node: ir.Node) -> Floats | None:

@@ -38,7 +38,7 @@ def score(channels: ChannelGraph, group: Group, seed: int) -> NDArray[np.float64
         if use.role != "out":
             continue
         gamma = gamma_of(use.node)
-        if gamma is not None and len(gamma) == len(use.labels):
-            total += sum_by_class(channels, group, use.labels, np.abs(gamma))
+        if gamma is not None and len(gamma) == use.labels.size:
+            total += sum_by_class(channels, group, use.labels.reshape(-1), np.abs(gamma))
             found = True
     return total if found else l2.score(channels, group, seed)

@@ -71,8 +71,9 @@ def _grouped(flow: Flow, node: ir.Node, row: Labels | None, count: int, macs: in
         atoms.rel(tie, inside)
         atoms.note(inside)
         flow.sink(node, 0, inside, 1, 0 if _transposed(node) else None)
-    if not _transposed(node):
-        flow.use(node, 1, 0, fresh, "out")
+        if not _transposed(node):
+            flow.use(node, 1, 1, inside, "in")
+    flow.use(node, 1, *((1, outside) if _transposed(node) else (0, fresh)), "out")
     flow.work(node, macs, fresh, None if row is None else row.reshape(groups, -1))
     return fresh
 

@@ -39,6 +39,7 @@ class Cut:
         self.names = names
         self._gone = gone
         self._keeps: dict[ir.Value, dict[int, Keep]] = {}
+        self._kept: dict[int, dict[int, Keep]] = {}
         self._made: dict[tuple[ir.Value, tuple[tuple[int, bytes], ...]], ir.Value] = {}
         self.renamed: list[tuple[ir.Value, ir.Value]] = []
 
@@ -52,6 +53,9 @@ class Cut:
         gone = self._gone[labels]
         if not gone.any():
             return {}
+        wide = [axis for axis, size in enumerate(gone.shape) if size > 1]
+        if len(wide) == 1 and not gone.all():
+            return {wide[0]: np.flatnonzero(~gone.reshape(-1))}
         keeps: dict[int, Keep] = {}
         rest = gone
         for axis in range(gone.ndim):
@@ -72,8 +76,10 @@ class Cut:
             return {}
         found = self._keeps.get(value)
         if found is None:
+            labels = self.flow.table[value]  # one array for a whole run of activations
             try:
-                found = self.kept(self.flow.table[value])
+                found = self._kept.get(id(labels))
+                found = self._kept.setdefault(id(labels), self.kept(labels)) if found is None else found
             except InternalError as err:
                 raise InternalError(str(err), f"'{value.name}'") from err
             self._keeps[value] = found
@@ -102,11 +108,12 @@ class Cut:
         own = {axis - rank + len(shape): keep for axis, keep in result.items()}
         self.constant(node, index, {axis: keep for axis, keep in own.items() if axis >= 0 and shape[axis] > 1})
 
-    def vector(self, node: ir.Node, index: int, values: Sequence[int] | NDArray[np.int64]) -> None:
-        """Give a node a new constant int64 vector as input `index`."""
+    def vector(self, node: ir.Node, index: int, values: Sequence[int] | NDArray[np.integer]) -> None:
+        """Give a node a new constant vector as input `index`; int64 where it is no array."""
         hint = f"{node.name or node.op_type}/sizes"
         assert isinstance(node.graph, ir.Graph)
-        made = verbs.add_constant(node.graph, self.names, np.asarray(values, np.int64), hint)
+        array = values if isinstance(values, np.ndarray) else np.asarray(values, np.int64)
+        made = verbs.add_constant(node.graph, self.names, array, hint)
         verbs.replace_input(node, index, made)
 
     def entries(self, node: ir.Node, index: int, new: Mapping[int, int]) -> None:
@@ -117,7 +124,7 @@ class Cut:
         known = self.flow.known(value)
         if known is None:
             raise InternalError("a shape is computed from data", verbs.label_of(node))
-        target = np.array(known, np.int64).reshape(-1)
+        target = np.array(known).reshape(-1)  # Slice has its bounds in int32 or int64
         if verbs.array_of(value) is None:
             scale = {entry: (size, int(target[entry])) for entry, size in new.items()}
             verbs.replace_input(node, index, self.scaled(value, scale, node, before=True))
@@ -138,7 +145,7 @@ class Cut:
         assert isinstance(graph, ir.Graph)
         known = self.flow.known(computed)
         assert known is not None
-        factors = np.ones((2, known.size), np.int64)
+        factors = np.ones((2, known.size), known.dtype)
         for entry, (size, full) in scale.items():
             common = math.gcd(size, full)
             factors[:, entry] = (size // common, full // common) if full else (size, 1)
@@ -149,7 +156,8 @@ class Cut:
             made = ir.node(op, [computed, operand])
             made.name = self.names.new(f"{computed.name}/{op}")
             computed = made.outputs[0]
-            computed.name, computed.type = self.names.new(f"{made.name}_output"), ir.TensorType(ir.DataType.INT64)
+            computed.name = self.names.new(f"{made.name}_output")
+            computed.type = ir.TensorType(ir.DataType.from_numpy(known.dtype))
             if before:
                 graph.insert_before(node, made)
             else:

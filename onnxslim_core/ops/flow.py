@@ -46,7 +46,11 @@ Role = str
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Use:
-    """An axis of a constant that is cut with its atoms: labels (n,) for the n entries along the axis."""
+    """An axis of a constant that is cut with its atoms: labels (n,) for the n entries along the axis.
+
+    Where groups share an axis (the second of a grouped Conv's weight), labels are (groups, n): an entry goes when it
+    goes in every group that stays.
+    """
 
     node: ir.Node
     index: int
@@ -60,6 +64,13 @@ class Use:
         value = self.node.inputs[self.index]
         assert value is not None
         return value
+
+    def rows(self, array: np.ndarray) -> np.ndarray:
+        """The constant with one row for each label, in the order of `labels.reshape(-1)`; shape (labels.size, rest)."""
+        moved = np.moveaxis(array, self.axis, 0)
+        if self.labels.ndim > 1:  # the first axis of a grouped weight runs over the groups
+            moved = moved.reshape(self.labels.shape[1], self.labels.shape[0], -1).swapaxes(0, 1)
+        return np.ascontiguousarray(moved).reshape(self.labels.size, -1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
