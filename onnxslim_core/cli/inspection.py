@@ -144,7 +144,10 @@ def inspect(model: Model, sample: Sample | None, *, explain: bool = False, note:
         found = _explain(model, sample)
     maker = " ".join(part for part in (source.producer_name, source.producer_version) if part)
     sizes = {name: tuple(int(n) for n in array.shape) for name, array in (sample or {}).items()}
+    counted = cost(model, sample)
     notes = [change.action + (f" ({change.reason})" if change.reason else "") for change in model.notes]
+    notes += ["MACs inside If, Loop and Scan are not counted"] if counted.has_bodies else []
+    notes += [note] if note else []
     return Inspection(
         model=model.source.name if model.source is not None else "a model in memory",
         bytes=model.nbytes,
@@ -155,8 +158,8 @@ def inspect(model: Model, sample: Sample | None, *, explain: bool = False, note:
         outputs=tuple(_ports(source.graph.outputs)),
         operators=_operators(source),
         sizes=sizes,
-        cost=cost(model, sample),
-        notes=(*notes, *([note] if note else [])),
+        cost=counted,
+        notes=tuple(notes),
         explanation=found,
     )
 
