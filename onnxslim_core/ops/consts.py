@@ -19,10 +19,11 @@ from onnxslim_core import graph as verbs
 from onnxslim_core._emit import write_node
 from onnxslim_core.ops.flow import Flow, Rule
 
-__all__ = ["Consts", "Values", "evaluate"]
+__all__ = ["Consts", "Values", "array_of", "evaluate"]
 
 Values = NDArray[np.float64]
 
+_TRACED = ("Cast", "CastLike", "DequantizeLinear", "Identity", "Mul", "Reshape", "Transpose")
 _MOST_OPERAND = 1 << 22
 """A constant operand with more elements than this is not looked into."""
 
@@ -54,7 +55,7 @@ class Consts:
 
     def operand(self, value: ir.Value | None) -> Values | None:
         """The numbers of a constant operand; None where it is too large or cannot be read."""
-        array = verbs.array_of(value)
+        array = array_of(self.flow, value)
         if array is None or array.size > _MOST_OPERAND or array.dtype.kind not in "fiub":
             return None
         return np.asarray(array, np.float64)
@@ -71,6 +72,23 @@ class Consts:
                 found = np.where(same, first, np.nan)
         if np.isfinite(found).any():
             self._known[value] = np.array(np.broadcast_to(found, labels.shape))
+
+
+def array_of(flow: Flow, value: ir.Value | None) -> np.ndarray | None:
+    """The numbers of a constant, also of one behind Transpose, Identity, Cast or DequantizeLinear; None for others."""
+    found = verbs.array_of(value)
+    if found is not None or value is None or value not in flow.constants:
+        return found
+    node = value.producer()
+    if value in flow.traced or value in flow.sized or not verbs.is_op(node, *_TRACED):
+        return flow.traced.get(value)
+    assert node is not None
+    inputs = [array_of(flow, operand) for operand in node.inputs]
+    if not any(v is not None and a is None for v, a in zip(node.inputs, inputs, strict=True)):
+        results = evaluate(node, inputs, flow.opset)
+        found = None if results is None else np.asarray(results[0])
+    flow.traced[value] = found
+    return found
 
 
 def evaluate(node: ir.Node, inputs: list[np.ndarray | None], opset: int) -> list[Any] | None:

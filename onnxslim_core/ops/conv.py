@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxslim_core import graph as verbs
 from onnxslim_core.ops.atoms import FIXED, Labels, Reason
-from onnxslim_core.ops.consts import Consts
+from onnxslim_core.ops.consts import Consts, array_of
 from onnxslim_core.ops.cut import Cut, Keep
 from onnxslim_core.ops.flow import Flow, Rule
 
@@ -109,7 +109,7 @@ def pads_nothing(node: ir.Node, kernel: tuple[int, ...]) -> bool:
 
 def weight_rows(flow: Flow, node: ir.Node) -> np.ndarray | None:
     """The weights as [group, input channel, everything else]; None where they are not at hand."""
-    array = verbs.array_of(node.inputs[1])
+    array = array_of(flow, node.inputs[1])
     if array is None or array.dtype.kind != "f":
         return None
     groups = _group(node)
@@ -129,7 +129,7 @@ def from_rows(node: ir.Node, rows: np.ndarray, shape: tuple[int, ...]) -> np.nda
 
 
 def _value(consts: Consts, node: ir.Node) -> None:
-    array = verbs.array_of(node.inputs[1])
+    array = array_of(consts.flow, node.inputs[1])
     if array is None or array.dtype.kind != "f":
         return
     groups, x = _group(node), consts.get(node.inputs[0])

@@ -136,6 +136,8 @@ class Flow:
     extra: dict[ir.Value, tuple[int, ...]] = field(default_factory=dict)
     unseen: list[Labels] = field(default_factory=list)
     """Labels that meet numbers of a constant which no `Use` tells about."""
+    traced: dict[ir.Value, np.ndarray | None] = field(default_factory=dict)
+    """Constants behind Transpose, Cast and the like that were computed once (see `ops.consts.array_of`)."""
     restored: dict[ir.Value, ir.Value] = field(default_factory=dict)
     """Values that a removal made, and the value of the walk that each gives back (see `ops.sizes`)."""
 

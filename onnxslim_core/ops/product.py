@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from onnxslim_core import graph as verbs
 from onnxslim_core.ops.atoms import Labels
-from onnxslim_core.ops.consts import Consts
+from onnxslim_core.ops.consts import Consts, array_of
 from onnxslim_core.ops.conv import product
 from onnxslim_core.ops.cut import Cut
 from onnxslim_core.ops.flow import Flow, Rule
@@ -89,6 +89,7 @@ def _with_constant(flow: Flow, node: ir.Node, constant: int, rank: int, macs: in
         flow.sink(node, 1 - constant, rows, constant, in_axis % len(w_shape) if len(rows) == 1 and shared else None)
     rest_labels = flow.atoms.contract(labels, [summed])
     if len(w_shape) == 1:
+        flow.work(node, macs, rest_labels.reshape(-1), *_row_factor(labels, summed))
         return rest_labels
     new = flow.make(node, constant, out_axis % len(w_shape))
     flow.work(node, macs, new, rest_labels.reshape(-1), *_row_factor(labels, summed))
@@ -149,7 +150,7 @@ def _cut(cut: Cut, node: ir.Node) -> None:
 
 def weight_rows(flow: Flow, node: ir.Node, constant: int) -> np.ndarray | None:
     """The weights as [1, summed, made]; None where they are not at hand or have batch axes."""
-    array = verbs.array_of(node.inputs[constant])
+    array = array_of(flow, node.inputs[constant])
     if array is None or array.dtype.kind != "f" or array.ndim > 2:
         return None
     if array.ndim == 1:
