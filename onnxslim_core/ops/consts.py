@@ -85,10 +85,24 @@ def array_of(flow: Flow, value: ir.Value | None) -> np.ndarray | None:
     assert node is not None
     inputs = [array_of(flow, operand) for operand in node.inputs]
     if not any(v is not None and a is None for v, a in zip(node.inputs, inputs, strict=True)):
-        results = evaluate(node, inputs, flow.opset)
-        found = None if results is None else np.asarray(results[0])
+        is_scaled = verbs.is_op(node, "DequantizeLinear")
+        results = [_dequantized(node, *inputs)] if is_scaled else evaluate(node, inputs, flow.opset)
+        found = None if results is None or results[0] is None else np.asarray(results[0])
     flow.traced[value] = found
     return found
+
+
+def _dequantized(
+    node: ir.Node, x: np.ndarray | None, scale: np.ndarray | None, zero: np.ndarray | None = None
+) -> np.ndarray | None:
+    """`(x - zero) * scale` along an axis; onnx's reference implementation has none before opset 19."""
+    if x is None or scale is None or verbs.attribute(node, "block_size", 0) or x.dtype.kind not in "iu":
+        return None
+    shape = [1] * x.ndim
+    if scale.size > 1:
+        shape[int(verbs.attribute(node, "axis", 1))] = -1
+    shifted = x.astype(np.float64) - (0 if zero is None else zero.reshape(shape).astype(np.float64))
+    return np.asarray(shifted * scale.reshape(shape), scale.dtype)
 
 
 def evaluate(node: ir.Node, inputs: list[np.ndarray | None], opset: int) -> list[Any] | None:
