@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxslim_core.graph import STANDARD
-from onnxslim_core.ops import conv, join, keep, mix, move, product, sizes
+from onnxslim_core.ops import conv, einsum, join, keep, mix, move, product, recurrent, sizes
 from onnxslim_core.ops.flow import Rule
 
 __all__ = ["RULES", "rule_of"]
@@ -13,6 +13,8 @@ __all__ = ["RULES", "rule_of"]
 RULES: dict[str, Rule] = {
     **conv.RULES,
     **product.RULES,
+    **einsum.RULES,
+    **recurrent.RULES,
     **join.RULES,
     **keep.RULES,
     **mix.RULES,

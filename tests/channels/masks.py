@@ -22,9 +22,11 @@ from onnxslim_core import graph as verbs
 from onnxslim_core.channels.boxes import View
 from onnxslim_core.channels.groups import ChannelGraph, analyse
 from onnxslim_core.channels.removal import remove_atoms
+from onnxslim_core.measure.shapes import concrete_shapes
 from onnxslim_core.model import wrap
 from onnxslim_core.ops.atoms import compact
 from onnxslim_core.ops.flow import Sink, Use
+from onnxslim_core.ops.macs import macs
 from tests import oracles
 
 __all__ = ["Proof", "masked", "plan", "prove", "prove_removal"]
@@ -102,8 +104,12 @@ def prove_removal(
     original = to_proto(model.clone())
     reference = to_proto(masked(channels, gone))
     expected = _expected_weights(channels.uses, gone)
+    saved = _macs(model, feeds[0])
     remove_atoms(channels, gone)
     smaller = to_proto(model)
+    saved -= _macs(model, feeds[0])
+    said = channels.macs() - channels.macs(gone)
+    assert not strict or abs(saved - said) <= 1e-6 * abs(said) + 1, f"{saved} multiply-adds went instead of {said}"
     if strict and _infers(original):
         onnx.shape_inference.infer_shapes(smaller, check_type=True, strict_mode=True, data_prop=True)
     oracles.assert_same_interface(original, smaller)
@@ -174,6 +180,14 @@ def _kept(channels: ChannelGraph, sink: Sink, gone: Flags) -> NDArray[np.bool_]:
     if labels is None:
         labels = sink.labels[0]
     return np.equal(compact(gone[labels].astype(np.int32)), 0)
+
+
+def _macs(model: ir.Model, feed: Feeds) -> int:
+    shape = concrete_shapes(model, feed).shape
+    return sum(
+        macs(node, [None if v is None else shape.get(v) for v in node.inputs], [shape.get(v) for v in node.outputs])
+        for node in model.graph
+    )
 
 
 def _infers(model: onnx.ModelProto) -> bool:

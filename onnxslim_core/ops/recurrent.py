@@ -1,0 +1,119 @@
+"""LSTM, GRU and RNN: input features and hidden units.
+
+X is [T, B, I] (`layout` 1: [B, T, I]), W [D, g*H, I], R [D, g*H, H], B [D, 2*g*H], P [D, 3*H], states [D, B, H];
+D directions, g gates (LSTM 4, GRU 3, RNN 1). Hidden unit h owns row h of every gate in W and R, column h of R, its
+entries in the biases and its place in every state; all directions lose the same units, since `hidden_size` is one
+number. Both X and the state before are summed: columns of W and of R are sinks.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim_core import graph as verbs
+from onnxslim_core.ops.atoms import Labels
+from onnxslim_core.ops.cut import Cut, Keep
+from onnxslim_core.ops.flow import Flow, Rule
+from onnxslim_core.ops.join import join
+
+__all__ = ["RULES"]
+
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+_STATES = (5, 6)
+_MOVES = ("Expand", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Slice", "Cast", "Transpose", "Tile", "Concat")
+
+
+def _given(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def _label(flow: Flow, node: ir.Node) -> None:
+    x, weight, inner = node.inputs[0], node.inputs[1], node.inputs[2]
+    labels = flow.labels(x)
+    parts = [value for index in (1, 2, 3, 7) if (value := _given(node, index)) is not None]
+    if labels is None or not all(flow.is_constant(value) for value in parts):
+        flow.freeze(node, "its weights are computed")
+        return
+    row = flow.atoms.mix(labels, [0, 1]).reshape(-1)
+    units = flow.atoms.fresh(flow.shape(inner)[2])
+    gates = _GATES[node.op_type]
+    flow.use(node, 1, 1, np.tile(units, gates), "out")
+    if row.size > 1:
+        flow.sink(node, 0, row.reshape(1, -1), 1, 2)
+    flow.use(node, 2, 1, np.tile(units, gates), "carry")
+    flow.use(node, 2, 2, units, "in")
+    flow.sink(node, 2, units.reshape(1, -1), 2)
+    for index, copies in ((3, 2 * gates), (7, 3)):
+        if _given(node, index) is not None:
+            flow.use(node, index, 1, np.tile(units, copies), "carry")
+    for index in _STATES:
+        _meet_state(flow, node, index, units)
+    steps = math.prod(flow.shape(x)[:2])
+    flow.work(node, steps * math.prod(flow.shape(weight)), units, row)
+    flow.work(node, steps * math.prod(flow.shape(inner)), units, units)
+    for value in node.outputs:
+        if (shape := flow.shapes.shape.get(value)) is not None:
+            flow.set(value, units.reshape((1,) * (len(shape) - 1) + (-1,)))
+
+
+def _meet_state(flow: Flow, node: ir.Node, index: int, units: Labels) -> None:
+    """A state that is given has the same units; zeros, however computed, are no matter."""
+    state = _given(node, index)
+    if state is None or _is_zero(flow, state):
+        return
+    if flow.is_constant(state):
+        flow.use(node, index, 2, units, "carry")
+        return
+    labels = flow.labels(state)
+    assert labels is not None
+    shape = flow.shape(state)
+    join(flow.atoms, units.reshape(1, 1, -1), shape, labels, shape)
+
+
+def _is_zero(flow: Flow, value: ir.Value | None) -> bool:
+    """True for zeros, also where only their number is computed."""
+    while value is not None:
+        known = flow.known(value)
+        if known is not None:
+            return not known.any()
+        node = value.producer()
+        if verbs.is_op(node, "ConstantOfShape"):
+            assert node is not None
+            fill = verbs.attribute(node, "value")
+            return fill is None or not np.asarray(fill.numpy()).any()
+        if node is None or not verbs.is_op(node, *_MOVES) or (node.op_type == "Concat" and len(set(node.inputs)) > 1):
+            return False
+        value = node.inputs[0]
+    return False
+
+
+def _cut(cut: Cut, node: ir.Node) -> None:
+    features = cut.keeps(node.inputs[0]).get(2)
+    keep = next((keeps[axis] for value in node.outputs if (keeps := cut.keeps(value)) for axis in keeps), None)
+    first: dict[int, Keep] = {} if features is None else {2: features}
+    if keep is None:
+        cut.constant(node, 1, first)
+        return
+    size, gates = cut.flow.shape(node.inputs[2])[2], _GATES[node.op_type]
+
+    def every(copies: int) -> Keep:
+        return np.concatenate([keep + size * copy for copy in range(copies)])
+
+    cut.constant(node, 1, {**first, 1: every(gates)})
+    cut.constant(node, 2, {1: every(gates), 2: keep})
+    for index, copies in ((3, 2 * gates), (7, 3)):
+        if _given(node, index) is not None:
+            cut.constant(node, index, {1: every(copies)})
+    for index in _STATES:
+        state = _given(node, index)
+        if state is not None and _is_zero(cut.flow, state):
+            verbs.replace_input(node, index, None)
+        elif state is not None and cut.flow.is_constant(state):
+            cut.constant(node, index, {2: keep})
+    verbs.set_attribute(node, "hidden_size", len(keep))
+
+
+RULES = {op: Rule(_label, _cut) for op in _GATES}
