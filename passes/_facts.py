@@ -9,8 +9,7 @@ that declare the same name.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -19,16 +18,9 @@ from onnx import defs, shape_inference
 
 from onnxslim_core.graph import array_of, attribute, bodies, is_op
 
+from ._sizes import KEPT, VECTORS, Dim, Vector
+
 __all__ = ["Dim", "Facts", "Vector", "learn_all"]
-
-Dim = int | str
-"""A size: known, or a token."""
-
-Vector = tuple[Dim | None, ...]
-"""What is known of the elements of an integer scalar or vector; None: nothing."""
-
-_KEPT = 4096
-"""Elements up to which integer constants are looked into."""
 
 _SAME = (
     *("Relu", "Sigmoid", "Tanh", "LeakyRelu", "Elu", "HardSigmoid", "HardSwish", "Softplus", "Clip", "Neg", "Abs"),
@@ -97,7 +89,7 @@ class Facts:
         if found is not None:
             return found
         array = self.array(value)
-        if array is None or array.dtype.kind not in "iu" or array.ndim > 1 or array.size > _KEPT:
+        if array is None or array.dtype.kind not in "iu" or array.ndim > 1 or array.size > KEPT:
             return None
         return tuple(int(v) for v in array.reshape(-1))
 
@@ -288,10 +280,10 @@ class Facts:
         """A small constant for the inference of one node."""
         if value not in self._arrays and value.producer() is None and value.const_value is None:
             return None
-        if value.const_value is not None and value.const_value.size > _KEPT:
+        if value.const_value is not None and value.const_value.size > KEPT:
             return None
         array = self.array(value)
-        if array is None or array.size > _KEPT or array.dtype.kind not in "iufb":
+        if array is None or array.size > KEPT or array.dtype.kind not in "iufb":
             return None
         return onnx.numpy_helper.from_array(array)
 
@@ -324,12 +316,12 @@ class Facts:
 
     def _vector_of(self, node: ir.Node) -> Vector | None:
         """What is known of the output of a node that computes with sizes."""
-        if node.op_type not in _VECTORS or not is_op(node, node.op_type) or len(node.outputs) != 1:
+        if node.op_type not in VECTORS or not is_op(node, node.op_type) or len(node.outputs) != 1:
             return None
         sizes = self.dims(node.outputs[0])
         if sizes is None or len(sizes) > 1 or self.elem_type(node.outputs[0]) not in (6, 7):
             return None
-        vector = _VECTORS[node.op_type](self, node)
+        vector = VECTORS[node.op_type](self, node)
         if vector is None or (sizes and sizes[0] != len(vector)) or (not sizes and len(vector) != 1):
             return None
         return vector if any(v is not None for v in vector) else None
@@ -360,110 +352,3 @@ def _broadcast(source: Sequence[Dim], target: Vector) -> list[Dim | None]:
         fixed = next((v for v in (a, b) if isinstance(v, int) and v != 1), None)
         found.append(b if a == 1 or a == b else a if b == 1 else fixed)
     return found
-
-
-def _shape(facts: Facts, node: ir.Node) -> Vector | None:
-    sizes = facts.dims(node.inputs[0])
-    if sizes is None:
-        return None
-    return sizes[slice(attribute(node, "start", 0), attribute(node, "end", None))]
-
-
-def _size(facts: Facts, node: ir.Node) -> Vector | None:
-    sizes = facts.dims(node.inputs[0])
-    if sizes is None or not all(isinstance(s, int) for s in sizes):
-        return None
-    return (math.prod(s for s in sizes if isinstance(s, int)),)
-
-
-def _same(facts: Facts, node: ir.Node) -> Vector | None:
-    """Elements in the same order: Identity, Cast between integers, Squeeze, Unsqueeze, Reshape."""
-    if is_op(node, "Cast") and attribute(node, "to") == onnx.TensorProto.INT32:
-        vector = facts.vector(node.inputs[0])
-        return (
-            None if vector is None else tuple(v if not isinstance(v, int) or abs(v) < 2**31 else None for v in vector)
-        )
-    return facts.vector(node.inputs[0])
-
-
-def _gather(facts: Facts, node: ir.Node) -> Vector | None:
-    vector, indices = facts.vector(node.inputs[0]), facts.array(node.inputs[1])
-    if vector is None or indices is None or attribute(node, "axis", 0) not in (0, -1):
-        return None
-    if indices.size and (indices.min() < -len(vector) or indices.max() >= len(vector)):
-        return None
-    return tuple(vector[int(i)] for i in indices.reshape(-1))
-
-
-def _slice(facts: Facts, node: ir.Node) -> Vector | None:
-    vector = facts.vector(node.inputs[0])
-    if vector is None:
-        return None
-    if len(node.inputs) < 3:  # before opset 10 the bounds are attributes
-        starts, ends = attribute(node, "starts", ()), attribute(node, "ends", ())
-        return vector[starts[0] : ends[0]] if len(starts) == len(ends) == 1 else None
-    parts = [facts.array(v) for v in node.inputs[1:]]
-    if any(v is not None and p is None for v, p in zip(node.inputs[1:], parts, strict=True)):
-        return None
-    start, end = (int(p.reshape(-1)[0]) if p is not None and p.size == 1 else None for p in parts[:2])
-    step = int(parts[3].reshape(-1)[0]) if len(parts) > 3 and parts[3] is not None else 1
-    if start is None or end is None or step <= 0:
-        return None
-    return vector[slice(start, end, step)]
-
-
-def _concat(facts: Facts, node: ir.Node) -> Vector | None:
-    found: list[Dim | None] = []
-    for value in node.inputs:
-        vector, sizes = facts.vector(value), facts.dims(value)
-        if vector is not None:
-            found.extend(vector)
-            continue
-        if sizes is None or len(sizes) != 1 or not isinstance(sizes[0], int) or sizes[0] > _KEPT:
-            return None
-        found.extend([None] * sizes[0])
-    return tuple(found)
-
-
-def _arithmetic(facts: Facts, node: ir.Node) -> Vector | None:
-    a, b = facts.vector(node.inputs[0]), facts.vector(node.inputs[1])
-    if a is None or b is None or not (len(a) == len(b) or len(a) == 1 or len(b) == 1):
-        return None
-    length = max(len(a), len(b)) if min(len(a), len(b)) else 0
-    wide = facts.elem_type(node.outputs[0]) == onnx.TensorProto.INT64
-    left, right = (v * length if len(v) == 1 else v for v in (a, b))
-    return tuple(_compute(node.op_type, x, y, wide) for x, y in zip(left, right, strict=True))
-
-
-def _compute(op_type: str, x: Dim | None, y: Dim | None, wide: bool) -> Dim | None:
-    """One element; what could overflow is left to the runtime."""
-    if isinstance(x, int) and isinstance(y, int):
-        if op_type == "Div" and y == 0:
-            return None
-        found = x + y if op_type == "Add" else x - y if op_type == "Sub" else x * y
-        if op_type == "Div":  # of integers: cuts towards zero
-            found = abs(x) // abs(y) if (x < 0) == (y < 0) else -(abs(x) // abs(y))
-        return found if abs(found) < (2**62 if wide else 2**31) else None
-    if isinstance(x, str) and y == (0 if op_type in ("Add", "Sub") else 1):
-        return x
-    if isinstance(y, str) and op_type in ("Add", "Mul") and x == (0 if op_type == "Add" else 1):
-        return y
-    return None
-
-
-_VECTORS: dict[str, Callable[[Facts, ir.Node], Vector | None]] = {
-    "Shape": _shape,
-    "Size": _size,
-    "Identity": _same,
-    "Cast": _same,
-    "Squeeze": _same,
-    "Unsqueeze": _same,
-    "Reshape": _same,
-    "Gather": _gather,
-    "Slice": _slice,
-    "Concat": _concat,
-    "Add": _arithmetic,
-    "Sub": _arithmetic,
-    "Mul": _arithmetic,
-    "Div": _arithmetic,
-}
