@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from onnxslim_core import graph as verbs
 from onnxslim_core.errors import InternalError
+from onnxslim_core.ops.expressions import cut_operands
 from onnxslim_core.ops.flow import Flow
 
 __all__ = ["Cut", "Keep"]
@@ -184,7 +185,7 @@ class Cut:
             self.renamed.append((value, made))
             return made
         assert producer is not None
-        inputs = self._cut_operands(producer, value, keeps)
+        inputs = cut_operands(self, producer, value, keeps)
         if inputs is None:
             return self._gather(value, keeps, producer)
         copy = ir.Node(producer.domain, producer.op_type, inputs, list(producer.attributes.values()))
@@ -193,42 +194,6 @@ class Cut:
         copy.outputs[0].type = value.type
         graph.insert_after(producer, copy)
         return copy.outputs[0]
-
-    def _cut_operands(self, node: ir.Node, value: ir.Value, keeps: dict[int, Keep]) -> list[ir.Value | None] | None:
-        """The inputs of a constant expression, cut so that its result is; None where that is not known."""
-        inputs: list[ir.Value | None] = list(node.inputs)
-        rank = len(self.flow.shape(value))
-        if verbs.is_op(node, "Identity", "Cast", "CastLike") and inputs[0] is not None:
-            inputs[0] = self.smaller(inputs[0], keeps, node)
-            return inputs
-        if verbs.is_op(node, "Transpose") and inputs[0] is not None:
-            perm = verbs.attribute(node, "perm", tuple(reversed(range(rank))))
-            inputs[0] = self.smaller(inputs[0], {perm[axis]: keep for axis, keep in keeps.items()}, node)
-            return inputs
-        if verbs.is_op(node, "DequantizeLinear") and not verbs.attribute(node, "block_size", 0):
-            return self._cut_dequantize(node, inputs, keeps, rank)
-        if verbs.is_op(node, "Mul", "Add", "Sub", "Div"):
-            for index, operand in enumerate(inputs):
-                assert operand is not None
-                shape = self.flow.shape(operand)
-                own = {axis - rank + len(shape): keep for axis, keep in keeps.items()}
-                own = {axis: keep for axis, keep in own.items() if axis >= 0 and shape[axis] > 1}
-                if own:
-                    inputs[index] = self.smaller(operand, own, node)
-            return inputs
-        return None
-
-    def _cut_dequantize(
-        self, node: ir.Node, inputs: list[ir.Value | None], keeps: dict[int, Keep], rank: int
-    ) -> list[ir.Value | None]:
-        assert inputs[0] is not None
-        axis = int(verbs.attribute(node, "axis", 1)) % max(rank, 1)
-        inputs[0] = self.smaller(inputs[0], keeps, node)
-        for index in (1, 2):
-            operand = inputs[index] if index < len(inputs) else None
-            if operand is not None and self.flow.shape(operand) not in ((), (1,)) and axis in keeps:
-                inputs[index] = self.smaller(operand, {0: keeps[axis]}, node)
-        return inputs
 
     def _gather(self, value: ir.Value, keeps: dict[int, Keep], producer: ir.Node) -> ir.Value:
         graph = producer.graph

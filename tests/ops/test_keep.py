@@ -161,6 +161,23 @@ CASES = [
         10,
     ),
     Case(
+        "weights of one number (light models)",
+        "x N,3,H,W | int64 s 4 | int64 t 1 | int64 u 4 | z 4,10,1,1",
+        "w = ConstantOfShape<value = float[1] {0.3}>(s) b = ConstantOfShape<value = float[1] {0.2}>(t) a = Conv(x, w, b) "
+        "k = ConstantOfShape<value = float[1] {1.5}>(t) k1 = Unsqueeze<axes=[1,2]>(k) m = Mul(a, k1) y = Conv(m, z)",
+        10,
+        opset=11,
+        arrays={"s": [10, 3, 3, 3], "t": [10], "u": [0, 10, 1, 1]},
+    ),
+    Case(
+        "weights expanded, squeezed, and functions of others",
+        "x N,3,H,W | w 1,10,3,1,1 | int64 ax 1 | b [] | int64 t 1 | k 1,10 | int64 u 3 | p 10,1,1 | z 4,10,1,1",
+        "w1 = Squeeze(w, ax) b1 = Expand(b, t) a = Conv(x, w1, b1) k1 = Reshape(k, u) k2 = Exp(k1) k3 = Max(k2, p) "
+        "m = Mul(a, k3) y = Conv(m, z)",
+        10,
+        arrays={"ax": [0], "t": [10], "u": [10, 1, -1]},
+    ),
+    Case(
         "weights reshaped",
         "x N,3,H,W | w 90,3 | int64 s 4 | z 4,10,1,1",
         "wr = Reshape(w, s) a = Conv(x, wr) r = Relu(a) y = Conv(r, z)",
