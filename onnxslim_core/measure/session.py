@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
@@ -20,7 +21,7 @@ from onnxslim_core.rewrite import Sample
 if TYPE_CHECKING:
     from onnxslim_core.model import Model
 
-__all__ = ["RUNTIME_ERRORS", "feeds_for", "open_session", "run", "run_only"]
+__all__ = ["RUNTIME_ERRORS", "feeds_for", "open_piece", "open_session", "run", "run_only"]
 
 
 def _error_types() -> tuple[type[Exception], ...]:
@@ -47,6 +48,20 @@ def open_session(
     Raises:
         MeasureError: if onnxruntime cannot load the model.
     """
+    options = _options(threads, optimize)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = os.fspath(profile)
+    with model.session_source() as source:
+        return _open(source, options)
+
+
+def open_piece(proto: onnx.ModelProto, *, threads: int = 1) -> ort.InferenceSession:
+    """Open a part of a model that was cut out of it; as `open_session`."""
+    return _open(proto.SerializeToString(), _options(threads, True))
+
+
+def _options(threads: int, optimize: bool) -> ort.SessionOptions:
     if threads < 1:
         raise MeasureError(f"threads is {threads}, at least 1 is needed")
     options = ort.SessionOptions()
@@ -58,12 +73,12 @@ def open_session(
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    if profile is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = os.fspath(profile)
+    return options
+
+
+def _open(source: bytes | str, options: ort.SessionOptions) -> ort.InferenceSession:
     try:
-        with model.session_source() as source:
-            return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except RUNTIME_ERRORS as err:
         raise MeasureError(f"onnxruntime cannot load the model: {_one_line(err)}") from err
 

@@ -1,0 +1,28 @@
+"""Samples put together, where the model takes more than one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim_core.rewrite import Sample
+
+__all__ = ["stacked"]
+
+
+def stacked(model: ir.Model, samples: Sequence[Sample], size: int = 32) -> list[Sample]:
+    """Samples joined along the first axis in groups of up to `size`, in order.
+
+    Only where every input declares an unknown first dimension of one name and all samples have equal shapes; else
+    the samples are returned as they are.
+    """
+    inputs = [value for value in model.graph.inputs if value.name in (samples[0] if samples else ())]
+    firsts = {str(value.shape[0]) for value in inputs if value.shape is not None and len(value.shape)}
+    fixed = any(value.shape is None or not len(value.shape) or isinstance(value.shape[0], int) for value in inputs)
+    shapes = {tuple((name, array.shape) for name, array in sorted(sample.items())) for sample in samples}
+    if not inputs or fixed or len(firsts) != 1 or len(shapes) != 1:
+        return list(samples)
+    groups = [samples[start : start + size] for start in range(0, len(samples), size)]
+    return [{name: np.concatenate([sample[name] for sample in group]) for name in group[0]} for group in groups]
