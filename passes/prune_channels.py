@@ -22,10 +22,10 @@ from typing import ClassVar, final
 
 import onnx_ir as ir
 
+from onnxslim_core.channels.biases import add_shifts
 from onnxslim_core.channels.boxes import settle
 from onnxslim_core.channels.groups import ChannelGraph, Group, atom_mass
 from onnxslim_core.channels.removal import remove_atoms
-from onnxslim_core.channels.sums import add_shifts
 from onnxslim_core.channels.trace import trace
 from onnxslim_core.criteria.table import CRITERIA
 from onnxslim_core.errors import RecipeError, UnsupportedModel
@@ -109,7 +109,7 @@ class PruneChannels:
         gone = channels.gone(plan.all())
         details = {"macs_ratio": channels.macs(gone) / max(channels.macs(), 1)}
         saved = remove_atoms(channels, gone)
-        add_shifts(model, shifts, gone)
+        add_shifts(channels, shifts, gone)
         total = sum(len(classes) for classes in plan.removed)
         what = f"remove {total} channels in all, repair {self.repair}"
         return [*changes, Change(self.name, (), what, bytes_saved=saved, details=details), *refused]

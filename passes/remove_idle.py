@@ -10,18 +10,19 @@ a constant is none at the border; there all constants of one set of readers are 
 Heads of attention and groups of a Conv are tried whole first, then by width.
 
 Exact up to rounding. Refuses what would leave a width off the grid of the CPU (`round_to`), since a model with
-exactly its idle channels gone can be slower than before.
+exactly its idle channels gone can be slower than before, and constants that a float16 bias cannot hold.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import onnx_ir as ir
 
 from onnxslim_core.channels.boxes import inner, whole
-from onnxslim_core.channels.groups import ChannelGraph, analyse
+from onnxslim_core.channels.groups import ChannelGraph, Group, analyse
 from onnxslim_core.channels.idle import Idle, find_idle, remove_idle_classes
 from onnxslim_core.errors import RecipeError, UnsupportedModel
 from onnxslim_core.rewrite import Change, Context, Kind
@@ -32,6 +33,32 @@ __all__ = ["RemoveIdle"]
 _MOST_ROUNDS = 100
 
 
+@dataclass(frozen=True, slots=True)
+class _Find:
+    """Idle classes of one group, in the order in which they go."""
+
+    group: Group
+    classes: tuple[int, ...]
+    unfit: frozenset[int]
+
+
+def width_on_grid(find: _Find, options: RemoveIdle) -> str | None:
+    """A width off the grid of onnxruntime's kernels can be slower than a wider one on it."""
+    group, left = find.group, max(find.group.width - len(find.classes), 1)
+    if kept_classes(left, group.width, group.unit, options.round_to) < group.width:
+        return None
+    return f"{left * group.unit} of {group.width * group.unit} is off the grid of widths that are not slower"
+
+
+def numbers_fit(find: _Find, options: RemoveIdle) -> str | None:
+    """A float16 bias holds no more than 65504: the constant would become inf."""
+    unfit = find.unfit & set(find.classes)
+    return f"what {len(unfit)} of them add is too large for the type of the weights" if unfit else None
+
+
+Guard = Callable[[_Find, "RemoveIdle"], str | None]
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoveIdle:
@@ -39,6 +66,7 @@ class RemoveIdle:
 
     name: ClassVar[str] = "remove_idle"
     kind: ClassVar[Kind] = Kind.ALGEBRAIC
+    guards: ClassVar[tuple[Guard, ...]] = (numbers_fit, width_on_grid)
 
     round_to: int | str = "auto"
     """Kept widths are rounded up to this many channels; `auto` is the CPU's grid, 1 removes all that is idle."""
@@ -51,7 +79,7 @@ class RemoveIdle:
         """Alternate both views of heads and groups until neither finds anything."""
         sample = context.samples[0] if context.samples else None
         changes: list[Change] = []
-        refused: dict[str, Change] = {}
+        refused: dict[tuple[str, str], Change] = {}
         quiet, views = 0, (whole, inner)
         for turn in range(_MOST_ROUNDS):
             try:
@@ -60,40 +88,43 @@ class RemoveIdle:
                 return [*changes, Change(self.name, (), "look for idle channels", reason=str(err), guard="sizes_known")]
             idle = find_idle(channels)
             chosen, found, refusals = self._choose(channels, idle)
-            refused.update(refusals)
             if chosen:
                 saved = remove_idle_classes(channels, idle, chosen)
                 found[0] = replace(found[0], bytes_saved=saved)
                 changes += found
+                refused.clear()
+            refused |= {(change.where[0], change.guard): change for change in refusals}
             quiet = 0 if chosen else quiet + 1
             if quiet == len(views):
                 break
         return changes + list(refused.values())
 
-    def _choose(self, channels: ChannelGraph, idle: Idle) -> tuple[set[int], list[Change], dict[str, Change]]:
-        """Idle classes that may go within the grid, group by group, with what to say about them."""
-        everything = set(idle.all())
+    def _choose(self, channels: ChannelGraph, idle: Idle) -> tuple[set[int], list[Change], list[Change]]:
+        """Idle classes that may go, group by group, with what to say about them."""
+        kinds = idle.kinds()
         chosen: set[int] = set()
         changes: list[Change] = []
-        refused: dict[str, Change] = {}
+        refused: list[Change] = []
         for group in channels.groups:
-            mine = [root for root in idle.all() if root in everything and root in set(group.classes.tolist())]
-            if not mine:
-                continue
-            kept = kept_classes(max(group.width - len(mine), 1), group.width, group.unit, self.round_to)
-            goes = mine[: group.width - kept]
+            members = set(group.classes.tolist())
+            find = _Find(group, tuple(root for root in kinds if root in members), frozenset(idle.unfit))
             unit = f" of {group.unit}" if group.unit > 1 else ""
-            if len(goes) < len(mine) and not goes:
-                refused[group.name] = Change(
-                    self.name,
-                    (group.name,),
-                    f"remove {len(mine)} of {group.width} channels{unit}",
-                    reason=f"{(group.width - len(mine)) * group.unit} is off the grid of the CPU and would be slower",
-                    guard="width_on_grid",
-                )
+            kept = group.width - len(find.classes)
+            for guard in self.guards if find.classes else ():
+                if (reason := guard(find, self)) is None:
+                    continue
+                what = f"remove {len(find.classes)} of {group.width} channels{unit}"
+                refused.append(Change(self.name, (group.name,), what, reason=reason, guard=guard.__name__))
+                fit = () if guard is width_on_grid else tuple(c for c in find.classes if c not in find.unfit)
+                find = replace(find, classes=fit)
+            if not find.classes:
+                continue
+            if width_on_grid in self.guards:
+                kept = kept_classes(max(group.width - len(find.classes), 1), group.width, group.unit, self.round_to)
+            goes = find.classes[: group.width - max(kept, 1)]
             if goes:
                 chosen.update(goes)
-                kinds = sorted({idle.kind(root) for root in goes})
-                action = f"remove {len(goes)} of {group.width} channels{unit} ({', '.join(kinds)})"
+                words = ", ".join(sorted({kinds[root] for root in goes}))
+                action = f"remove {len(goes)} of {group.width} channels{unit} ({words})"
                 changes.append(Change(self.name, (group.name,), action, details={"removed": len(goes)}))
         return chosen, changes, refused

@@ -3,27 +3,31 @@
 A class of channels is idle where at every sum it contributes nothing (its value is zero there, or its weights are),
 or a known constant c. A constant goes into the bias of the sum, `b += W[:, k] * c_k`, where the sum sees no padding;
 at a padded Conv all constants of one set of sums are merged into one that stays, `W[:, r] += W[:, k] * c_k / c_r`,
-which is exact at the border too (T57). Of classes that are made alike everywhere one stays, `W[:, a] += W[:, b]`.
+which is exact at the border too (T57). Of classes that hold the same at every sum one stays, `W[:, a] += W[:, b]`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxslim_core import graph as verbs
-from onnxslim_core.channels.groups import ChannelGraph, signatures
+from onnxslim_core.channels.biases import add_shifts, shifts_of, swap
+from onnxslim_core.channels.groups import ChannelGraph
+from onnxslim_core.channels.numbers import Numbers
 from onnxslim_core.channels.removal import remove_atoms
-from onnxslim_core.channels.sums import Sum, add_shifts, shifts_of, store_weights, sums_of
+from onnxslim_core.channels.sums import Sum, arranged, rewritten, sums_of
 from onnxslim_core.ops.consts import Consts
 from onnxslim_core.ops.table import rule_of
 
 __all__ = ["Idle", "find_idle", "remove_idle_classes"]
 
 Flags = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 
 @dataclass(slots=True)
@@ -31,139 +35,186 @@ class Idle:
     """Idle classes by how they can go; every class is in one of them at most.
 
     Attributes:
+        sums: Every sum, with what was found out about it.
+        numbers: For each of them the number of every channel (see `numbers`); shape (rows, k).
         zero: Contributes nothing anywhere.
         constant: Contributes a constant that goes into biases.
         merged: Class -> the class that takes over its constant at padded sums.
-        duplicate: Class -> the class that is made alike.
+        duplicate: Class -> the class that holds the same.
+        unfit: Classes of the last three kinds whose removal makes a number that its type cannot hold.
     """
 
+    sums: Sequence[Sum] = ()
+    numbers: Sequence[Floats] = ()
     zero: list[int] = field(default_factory=list)
     constant: list[int] = field(default_factory=list)
     merged: dict[int, int] = field(default_factory=dict)
     duplicate: dict[int, int] = field(default_factory=dict)
+    unfit: set[int] = field(default_factory=set)
 
-    def kind(self, root: int) -> str:
-        """The word for the report."""
-        if root in self.merged or root in self.duplicate:
-            return "duplicate" if root in self.duplicate else "constant"
-        return "zero" if root in set(self.zero) else "constant"
-
-    def all(self) -> list[int]:
-        """Every class that can go."""
-        return [*self.zero, *self.constant, *self.merged, *self.duplicate]
+    def kinds(self) -> dict[int, str]:
+        """For every class that can go the word for the report; those that are cheapest to take out come first."""
+        found = dict.fromkeys(self.zero, "zero")
+        found |= dict.fromkeys((*self.constant, *self.merged), "constant")
+        return found | dict.fromkeys(self.duplicate, "duplicate")
 
 
 def find_idle(channels: ChannelGraph) -> Idle:
     """Which free classes can go exactly, and how."""
-    count = len(channels.classes.of)
     sums = sums_of(channels, Consts(channels.flow, rule_of))
-    zero_ok, const_ok, merge_ok = (np.ones(count, np.bool_) for _ in range(3))
+    zero, constant, mergeable = (_free(channels) for _ in range(3))
     for each in sums:
-        # A row that is one class altogether goes with its result: nothing has to hold there.
-        matters = ~(each.classes == each.classes[:, :1]).all(axis=1, keepdims=True)
-        nothing = each.values == 0
-        if each.weights is not None:
-            nothing |= ~each.weights.any(axis=2)
         known = np.isfinite(each.values) & (each.weights is not None)
-        _forbid(zero_ok, each.classes, matters & ~nothing)
-        _forbid(const_ok, each.classes, matters & ~nothing & ~(known & each.plain))
-        _forbid(merge_ok, each.classes, matters & ~nothing & ~known)
-    idle = Idle()
-    for group in channels.groups:
-        free = group.classes[group.free]
-        idle.zero += [int(c) for c in free[zero_ok[free]]]
-        idle.constant += [int(c) for c in free[const_ok[free] & ~zero_ok[free]]]
-        _merge_constants(idle, sums, free[merge_ok[free] & ~const_ok[free]])
-    _find_duplicates(channels, idle, sums)
+        _forbid(zero, each.classes, each.counts)
+        _forbid(constant, each.classes, each.counts & ~(known & each.plain))
+        _forbid(mergeable, each.classes, each.counts & ~(known & _is_own(each)))
+    constant &= ~zero
+    idle = Idle(sums, zero=np.flatnonzero(zero).tolist(), constant=np.flatnonzero(constant).tolist())
+    _merge_constants(idle, mergeable & ~zero & ~constant)
+    _find_duplicates(channels, idle)
+    _find_unfit(channels, idle)
     return idle
 
 
+def _free(channels: ChannelGraph) -> Flags:
+    """Classes of which a group may lose some."""
+    found = np.zeros(len(channels.classes.of), np.bool_)
+    for group in channels.groups:
+        found[group.classes[group.free]] = True
+    return found
+
+
 def _forbid(allowed: Flags, classes: NDArray[np.int32], where: Flags) -> None:
-    allowed[classes[np.broadcast_to(where, classes.shape)]] = False
+    allowed[classes[where]] = False
 
 
-def _merge_constants(idle: Idle, sums: list[Sum], classes: NDArray[np.int32]) -> None:
-    """All but one of these constant classes, where one has a value at every sum that the others use."""
-    if len(classes) < 2:
-        return
-    keep = int(classes[0])
-    places = [each for each in sums if keep in each.classes]
-    for each in places:
-        at = each.values[each.classes == keep]
-        if at.size != 1 or at[0] == 0 or each.weights is None:
-            return
-    for root in classes[1:].tolist():
-        if all((each.classes == root).sum() == 1 for each in places):
-            idle.merged[int(root)] = keep
+def _is_plain(each: Sum) -> bool:
+    """True where the weights of a sum lie in the file as they are: int8 weights behind a scale stay int8 (T49)."""
+    return each.weights is not None and verbs.array_of(each.node.inputs[each.sink.weight or 0]) is not None
+
+
+def _is_own(each: Sum) -> bool:
+    """True where nobody else reads the weights, so that new ones take no more room (T22)."""
+    value = each.node.inputs[each.sink.weight or 0]
+    return _is_plain(each) and value is not None and len(value.uses()) == 1
+
+
+# ---------------------------------------------------------------------- constants next to padding
+def _merge_constants(idle: Idle, candidates: Flags) -> None:
+    """Of all constant classes that one set of sums reads, the one that is largest there takes the others over."""
+    places: dict[int, dict[tuple[int, int], float]] = {}
+    for number, each in enumerate(idle.sums):
+        for row, k in np.argwhere(candidates[each.classes] & each.counts).tolist():
+            at = places.setdefault(int(each.classes[row, k]), {})
+            at[number, row] = max(at.get((number, row), 0.0), abs(float(each.values[row, k])))
+    together: dict[frozenset[tuple[int, int]], list[int]] = {}
+    for root, at in sorted(places.items()):
+        together.setdefault(frozenset(at), []).append(root)
+    for roots in together.values():
+        keep = max(roots, key=lambda root: min(places[root].values()))
+        idle.merged |= {root: keep for root in roots if root != keep}
 
 
 # ---------------------------------------------------------------------- duplicates
-def _find_duplicates(channels: ChannelGraph, idle: Idle, sums: list[Sum]) -> None:
-    """Classes made and carried by equal numbers, summed by constant weights everywhere."""
-    taken = set(idle.all()) | set(idle.merged.values())
-    mergeable = np.ones(len(channels.classes.of), np.bool_)
+def _find_duplicates(channels: ChannelGraph, idle: Idle) -> None:
+    """Classes that hold the same at the same sums, each of them with weights that can be added up."""
+    numbers = Numbers(channels.flow)
+    idle.numbers = [arranged(channels, numbers, each.sink) for each in idle.sums]
+    able = np.ones(len(channels.classes.of), np.bool_)
+    able[[*idle.kinds(), *idle.merged.values()]] = False
     for labels in channels.flow.unseen:
-        mergeable[channels.of(labels)] = False
-    for each in sums:
-        if each.weights is None or verbs.array_of(each.sink.node.inputs[each.sink.weight or 0]) is None:
-            mergeable[each.classes] = False
-    signature = signatures(channels)
-    first: dict[tuple[int, bytes], int] = {}
-    for root, digest in _digests(channels).items():
-        if root in taken or not mergeable[root] or channels.classes.pinned[root]:
-            continue
-        keep = first.setdefault((int(signature[root]), digest), root)
-        if keep != root:
+        able[channels.of(labels)] = False
+    held = [np.zeros((0, 4))]
+    for number, (each, own) in enumerate(zip(idle.sums, idle.numbers, strict=True)):
+        _forbid(able, each.classes, each.counts & (np.isnan(own) | (not _is_plain(each))))
+        row = np.broadcast_to(np.arange(len(own))[:, None], own.shape)
+        columns = (each.classes, np.full(own.shape, number), row, own)
+        held.append(np.stack([column[each.counts] for column in columns], axis=1).astype(np.float64))
+    table = np.concatenate(held)
+    table = table[able[table[:, 0].astype(np.int64)]]
+    table = table[np.lexsort(table.T[::-1])]
+    roots, starts = np.unique(table[:, 0].astype(np.int64), return_index=True)
+    free, first = _free(channels), dict[bytes, int]()
+    same = {
+        root: part[:, 1:].tobytes() for root, part in zip(roots.tolist(), np.split(table, starts[1:]), strict=False)
+    }
+    for root in sorted(same, key=lambda root: (bool(free[root]), root)):
+        keep = first.setdefault(same[root], root)
+        if keep != root and free[root]:
             idle.duplicate[root] = keep
 
 
-def _digests(channels: ChannelGraph) -> dict[int, bytes]:
-    """For every class of a group with a free class: what makes and carries it, hashed. Unreadable ones are left out."""
-    wanted = {int(c) for group in channels.groups for c in group.classes[group.free]}
-    hashes = {root: hashlib.blake2b(digest_size=16) for root in wanted}
-    unreadable: set[int] = set()
-    for number, use in enumerate(channels.uses):
-        if use.role == "in":
+# ---------------------------------------------------------------------- what is moved from one channel to another
+def _moves(idle: Idle, number: int, chosen: set[int]) -> Iterator[tuple[int, tuple[int, int], tuple[int, int], float]]:
+    """At one sum: (class that goes, its place, the place that takes its weights over, the factor for them)."""
+    each = idle.sums[number]
+    if each.weights is None:
+        return
+
+    def places(root: int) -> list[tuple[int, int]]:
+        return [(row, k) for row, k in np.argwhere((each.classes == root) & each.counts).tolist()]
+
+    for root in sorted(chosen & set(np.unique(each.classes).tolist())):
+        if (keep := idle.merged.get(root)) is not None:
+            largest = {place[0]: place for place in sorted(places(keep), key=lambda p: abs(each.values[p]))}
+            for place in places(root):
+                target = largest[place[0]]
+                yield root, place, target, float(each.values[place] / each.values[target])
+        elif (keep := idle.duplicate.get(root)) is not None:
+            own = idle.numbers[number]
+            sources, targets = (sorted(places(r), key=lambda p: (p[0], own[p], p[1])) for r in (root, keep))
+            for place, target in zip(sources, targets, strict=True):
+                yield root, place, target, 1.0
+
+
+def _find_unfit(channels: ChannelGraph, idle: Idle) -> None:
+    """Classes whose constants or copies, all signs alike, do not fit into the type of what takes them over (T30)."""
+    wanted = {*idle.merged, *idle.duplicate}
+    for number, each in enumerate(idle.sums):
+        if each.weights is None:
             continue
-        roots = channels.of(use.labels.reshape(-1))
-        array = verbs.array_of(use.constant)
-        if array is None:
-            unreadable.update(roots.tolist())
-            continue
-        for root, row in zip(roots.tolist(), use.rows(array), strict=True):
-            if root in hashes:
-                hashes[root].update(number.to_bytes(4, "little"))
-                hashes[root].update(row.tobytes())
-    return {root: digest.digest() for root, digest in sorted(hashes.items()) if root not in unreadable}
+        weights = np.abs(each.weights.astype(np.float64))
+        constant = set(idle.constant) & set(each.classes[each.counts].tolist())
+        size = replace(each, values=np.abs(each.values), weights=weights.astype(each.weights.dtype))
+        if not all(shift.fits for shift in shifts_of(channels, [size], constant)):
+            idle.unfit |= constant
+        moved = list(_moves(idle, number, wanted))
+        for _, source, target, ratio in moved:
+            weights[target] += weights[source] * abs(ratio)
+        if weights.max(initial=0.0) > float(np.finfo(each.weights.dtype).max):
+            idle.unfit |= {root for root, *_ in moved}
 
 
 # ---------------------------------------------------------------------- removal
 def remove_idle_classes(channels: ChannelGraph, idle: Idle, chosen: set[int]) -> int:
     """Take chosen idle classes out, with their constants moved to where they belong; returns the bytes saved."""
-    model, sums = channels.flow.model, sums_of(channels, Consts(channels.flow, rule_of))
-    for mapping, scaled in ((idle.merged, True), (idle.duplicate, False)):
-        moves = {root: keep for root, keep in mapping.items() if root in chosen}
-        if moves:
-            _move_weights(channels, sums, moves, scaled)
-    shifts = shifts_of(channels, sums, chosen & set(idle.constant))
+    made: dict[tuple[ir.Value, bytes], ir.Value] = {}
+    for number in range(len(idle.sums)):
+        _move_weights(channels, idle, number, chosen, made)
+    shifts = shifts_of(channels, idle.sums, chosen & set(idle.constant))
     gone = channels.gone(sorted(chosen))
     saved = remove_atoms(channels, gone)
-    add_shifts(model, shifts, gone)
+    add_shifts(channels, shifts, gone)
     return saved
 
 
-def _move_weights(channels: ChannelGraph, sums: list[Sum], moves: dict[int, int], scaled: bool) -> None:
-    """`W[:, keep] += W[:, root] * ratio` at every sum, in float64, as new constants."""
-    for each in sums:
-        if each.weights is None:
-            continue
-        where = {root: np.argwhere(each.classes == root) for root in {*moves, *moves.values()}}
-        weights = np.array(each.weights, np.float64)
-        touched = False
-        for root, keep in moves.items():
-            for source, target in zip(where[root], where[keep], strict=False):
-                ratio = each.values[tuple(source)] / each.values[tuple(target)] if scaled else 1.0
-                weights[tuple(target)] += weights[tuple(source)] * ratio
-                touched = True
-        if touched:
-            store_weights(channels, each.sink, weights)
+def _move_weights(
+    channels: ChannelGraph, idle: Idle, number: int, chosen: set[int], made: dict[tuple[ir.Value, bytes], ir.Value]
+) -> None:
+    """`W[:, keep] += W[:, root] * ratio` in float64, as new constants; nodes that shared one share the new one."""
+    each, moves = idle.sums[number], list(_moves(idle, number, chosen))
+    if not moves or each.weights is None:
+        return
+    weights = each.weights.astype(np.float64)
+    for _, source, target, ratio in moves:
+        weights[target] += each.weights[source].astype(np.float64) * ratio
+    index = each.sink.weight or 0
+    value, array = each.node.inputs[index], rewritten(each, weights)
+    assert value is not None
+    key = (value, array.tobytes())
+    if key not in made:
+        graph = verbs.owner_of(value)
+        assert isinstance(graph, ir.Graph)
+        made[key] = verbs.add_constant(graph, verbs.Names(channels.flow.model), array, str(value.name))
+        channels.flow.adopt(made[key], value)
+    swap(each.node, index, made[key])

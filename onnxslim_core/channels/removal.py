@@ -33,6 +33,7 @@ def remove_atoms(channels: ChannelGraph, gone: NDArray[np.bool_]) -> int:
     """
     model = channels.flow.model
     before = _bytes(model)
+    read = [value for value in model.graph.initializers.values() if value.uses()]
     cut = Cut(channels.flow, gone, verbs.Names(model))
     for node in list(model.graph):
         if cut.touches(node):
@@ -44,6 +45,10 @@ def remove_atoms(channels: ChannelGraph, gone: NDArray[np.bool_]) -> int:
         if cut.keeps(value) and not value.is_graph_output():
             value.shape = None
     _tidy(model, cut)
+    for value in read:
+        is_there = model.graph.initializers.get(str(value.name)) is value
+        if is_there and not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+            model.graph.initializers.pop(str(value.name))
     return before - _bytes(model)
 
 

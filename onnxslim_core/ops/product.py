@@ -175,14 +175,17 @@ def _value(consts: Consts, node: ir.Node) -> None:
     constant = 1 if flow.is_constant(node.inputs[1]) else 0
     rows = weight_rows(flow, node, constant)
     labels = flow.labels(node.inputs[1 - constant])
-    if rows is None or labels is None or constant == 0:
+    if rows is None or labels is None:
         return
-    if verbs.attribute(node, "transA", 0) or any(size > 1 for size in labels.shape[:-1]):
+    side = _side(node, labels, 1 - constant, max(2, labels.ndim))
+    if side.size > side.shape[-1 if constant else -2]:
         return
-    x = consts.get(node.inputs[0])
+    x = consts.get(node.inputs[1 - constant])
     given = np.full(rows.shape[1], np.nan) if x is None else np.broadcast_to(x.reshape(-1), (rows.shape[1],))
     weight = rows.transpose(0, 2, 1)[..., None] * float(verbs.attribute(node, "alpha", 1.0))
     result = product(weight, given.reshape(1, 1, -1), True).reshape(-1)
+    if constant == 0 and len(flow.shape(node.inputs[0])) > 1 and labels.ndim > 1:
+        result = result[:, None]
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = consts.operand(node.inputs[2])
         if bias is None:

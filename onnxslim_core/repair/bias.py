@@ -13,9 +13,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxslim_core import graph as verbs
+from onnxslim_core.channels.biases import Shift, shifts_of
 from onnxslim_core.channels.groups import ChannelGraph
 from onnxslim_core.channels.records import BATCHNORM, BatchNormRecord
-from onnxslim_core.channels.sums import Shift, shifts_of, sums_of
+from onnxslim_core.channels.sums import sums_of
 from onnxslim_core.ops.consts import Consts, evaluate
 from onnxslim_core.ops.flow import Flow, Rule
 from onnxslim_core.ops.keep import NUMERIC
