@@ -7,10 +7,12 @@ the result equals the model with zeros multiplied in at every sum over the remov
     allocation  uniform   the share `ratio` of every group
                 global    one threshold on scores over their group's mean; `target` is the share of channels kept
                 macs      the same, to the share `target` of the multiply-adds
-    criterion   l1, l2, bn_scale, geometric_median, random (one file each in onnxslim_core/criteria)
+    criterion   l1, l2, bn_scale, geometric_median, random; obs from samples (one file each in onnxslim_core/criteria)
 
-Lossy. Without data, the expected value of a removed channel after BatchNormalization and its activation goes into
-the next bias (`repair = "bias"`). Refuses groups that reach an output, an input or an operator it does not know.
+Lossy. With samples, every reader of removed channels is solved anew by least squares, one after the other, on what it
+reads by then (`repair = "least_squares"`). Without, the expected value of a removed channel after BatchNormalization
+and its activation goes into the next bias (`repair = "bias"`). With `obs`, `macs` measures what each group loses.
+Refuses groups that reach an output, an input or an operator it does not know.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from typing import ClassVar, final
 
 import onnx_ir as ir
 
+from onnxslim_core.calibration.batches import stacked
+from onnxslim_core.calibration.consumers import kept_outputs
 from onnxslim_core.channels.biases import add_shifts
 from onnxslim_core.channels.boxes import settle
 from onnxslim_core.channels.groups import ChannelGraph, Group, atom_mass
@@ -30,13 +34,18 @@ from onnxslim_core.channels.trace import trace
 from onnxslim_core.criteria.table import CRITERIA
 from onnxslim_core.errors import RecipeError, UnsupportedModel
 from onnxslim_core.repair.bias import expected_shifts
+from onnxslim_core.repair.sequential import Refit
 from onnxslim_core.rewrite import Change, Context, Kind
+from onnxslim_core.search.curves import Option, plan_by_curves
 from onnxslim_core.search.views import least_loss, maker_energy
 from onnxslim_core.search.widths import ALLOCATIONS, Candidate, Limits, Plan, allocate, cheapest
 
+from ._calibrated import Calibrated, repaired_nodes
+
 __all__ = ["PruneChannels"]
 
-_REPAIRS = ("bias", "none")
+_REPAIRS = ("auto", "least_squares", "bias", "none")
+_SAMPLED = ("obs",)
 
 
 @final
@@ -63,12 +72,12 @@ class PruneChannels:
     """The largest share of a group that may go."""
     min_width: int = 1
     """The least channels that stay in a group."""
-    repair: str = "bias"
-    """`bias`: expected values of removed channels go into the next bias; `none`."""
+    repair: str = "auto"
+    """`least_squares` (needs samples), `bias`, or `none`; `auto` is the first of these that can be done."""
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
-            ("criterion", self.criterion, tuple(CRITERIA)),
+            ("criterion", self.criterion, (*CRITERIA, *_SAMPLED)),
             ("allocation", self.allocation, ALLOCATIONS),
             ("repair", self.repair, _REPAIRS),
         ):
@@ -92,27 +101,72 @@ class PruneChannels:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Score, choose, remove, mend."""
+        given = bool(context.samples) and context.samples_are_real
+        if not given and (self.criterion in _SAMPLED or self.repair == "least_squares"):
+            what = self.criterion if self.criterion in _SAMPLED else self.repair
+            reason = f"{what} needs samples of real inputs: give --data"
+            return [Change(self.name, (), "prune channels", reason=reason, guard="data_given")]
         try:
             channels = self._analyse(model, context)
         except UnsupportedModel as err:
             return [Change(self.name, (), "prune channels", reason=str(err), guard="sizes_known")]
-        candidates, refused = self._candidates(channels, context)
         limits = Limits(self.round_to, self.max_ratio, self.min_width)
-        plan = allocate(channels, candidates, self.allocation, self._amount(), limits) if candidates else Plan(())
-        if self.allocation == "macs" and candidates:
-            refused += self._unreached(channels, candidates, limits)
-        changes = self._tell(channels, candidates, plan)
+        groups, refused = self._groups(channels)
+        if self.criterion in _SAMPLED:
+            groups, plan, more = self._plan_from_samples(channels, groups, limits, context)
+            refused += more
+        else:
+            candidates = [Candidate(g, CRITERIA[self.criterion](channels, g, context.seed)) for g in groups]
+            plan = allocate(channels, candidates, self.allocation, self._amount(), limits) if groups else Plan(())
+            if self.allocation == "macs" and groups:
+                refused += self._unreached(channels, candidates, limits)
+        changes = self._tell(groups, plan, limits)
         if not plan.all():
             return changes + refused
-        classes = set(plan.all())
-        shifts = expected_shifts(channels, classes) if self.repair == "bias" else []
+        return [*changes, self._carry_out(channels, plan, context, given), *refused]
+
+    def _carry_out(self, channels: ChannelGraph, plan: Plan, context: Context, given: bool) -> Change:
+        """Remove what the plan says and mend the readers."""
+        model, classes = channels.flow.model, set(plan.all())
+        repair = self.repair if self.repair != "auto" else "least_squares" if given else "bias"
         gone = channels.gone(plan.all())
         details = {"macs_ratio": channels.macs(gone) / max(channels.macs(), 1)}
+        shifts = expected_shifts(channels, classes) if repair == "bias" else []
+        nodes, kept = repaired_nodes(channels, plan.all()), kept_outputs(channels, gone)
+        reference = model.clone() if repair == "least_squares" else None
         saved = remove_atoms(channels, gone)
         add_shifts(channels, shifts, gone)
-        total = sum(len(classes) for classes in plan.removed)
-        what = f"remove {total} channels in all, repair {self.repair}"
-        return [*changes, Change(self.name, (), what, bytes_saved=saved, details=details), *refused]
+        if reference is not None:
+            batches = stacked(model, context.samples)
+            job = Refit(reference, model, batches, kept, nodes, seed=context.seed, threads=context.threads)
+            details["nodes_solved"] = job.run(context.progress)
+        what = f"remove {len(classes)} channels in all, repair {repair}"
+        return Change(self.name, (), what, bytes_saved=saved, details=details)
+
+    def _plan_from_samples(
+        self, channels: ChannelGraph, groups: list[Group], limits: Limits, context: Context
+    ) -> tuple[list[Group], Plan, list[Change]]:
+        """Groups whose readers can all be solved for, with the plan from their curves of removal."""
+        study, options, refused = Calibrated.of(channels, context), [], []
+        for number, group in enumerate(groups):
+            context.progress("curves", number, len(groups))
+            curve = study.curve(group)
+            if curve is None:
+                reason = "a reader has no constant weights to be solved for, or too many"
+                action = f"prune {group.width} channels"
+                refused.append(Change(self.name, (group.name,), action, reason=reason, guard="readers_solvable"))
+                continue
+            loss = curve.error
+            if self.allocation == "macs" and len(curve.order):
+                half = max(float(curve.error[max(len(curve.order) // 2, 1)]), 1e-12)
+                loss = curve.error * (study.damage(group, curve) / half)
+            options.append(Option(group, curve, loss))
+        if self.allocation == "macs":
+            plan = plan_by_curves(channels, options, self._amount(), limits) if options else Plan(())
+        else:
+            candidates = [Candidate(option.group, option.curve.scores(option.group.classes)) for option in options]
+            plan = allocate(channels, candidates, self.allocation, self._amount(), limits) if options else Plan(())
+        return [option.group for option in options], plan, refused
 
     def _amount(self) -> float:
         if self.allocation == "uniform":
@@ -125,9 +179,9 @@ class PruneChannels:
         view = least_loss(maker_energy(flow), min(max(share, 0.1), 0.9))
         return ChannelGraph(flow, settle(flow.atoms, view, atom_mass(flow)))
 
-    def _candidates(self, channels: ChannelGraph, context: Context) -> tuple[list[Candidate], list[Change]]:
-        candidates, refused = [], []
-        score = CRITERIA[self.criterion]
+    def _groups(self, channels: ChannelGraph) -> tuple[list[Group], list[Change]]:
+        """Groups that may be cut, and why the others may not."""
+        groups, refused = [], []
         for group in channels.groups:
             action = f"prune {group.width} channels"
             if not group.free.any():
@@ -137,8 +191,8 @@ class PruneChannels:
                 reason = f"'{glob}' is ignored"
                 refused.append(Change(self.name, (group.name,), action, reason=reason, guard="not_ignored"))
             else:
-                candidates.append(Candidate(group, score(channels, group, context.seed)))
-        return candidates, refused
+                groups.append(group)
+        return groups, refused
 
     def _ignored_by(self, group: Group) -> str | None:
         if not self.ignored:
@@ -155,19 +209,20 @@ class PruneChannels:
         reason = f"at least {least:.3f} of the multiply-adds stay within round_to, max_ratio and what is free"
         return [Change(self.name, (), f"reach target {self._amount()}", reason=reason, guard="target_reachable")]
 
-    def _tell(self, channels: ChannelGraph, candidates: Sequence[Candidate], plan: Plan) -> list[Change]:
+    def _tell(self, groups: Sequence[Group], plan: Plan, limits: Limits) -> list[Change]:
+        """What goes of every group, or why nothing does."""
         changes = []
-        for candidate, removed in zip(candidates, plan.removed, strict=False):
-            group = candidate.group
+        for group, removed in zip(groups, plan.removed, strict=False):
             unit = f" of {group.unit}" if group.unit > 1 else ""
-            action = f"remove {len(removed)} of {group.width} channels{unit}"
             if removed:
+                action = f"remove {len(removed)} of {group.width} channels{unit}"
                 changes.append(Change(self.name, (group.name,), action, details={"removed": len(removed)}))
-            else:
-                reason = f"no narrower width of {group.width * group.unit} is on the grid or within the limits"
-                changes.append(
-                    Change(
-                        self.name, (group.name,), f"prune {group.width} channels", reason=reason, guard="width_on_grid"
-                    )
-                )
+                continue
+            fixed = limits.kept(group, 1) == group.width
+            reason = "no narrower width is on the grid or within the limits"
+            reason = reason if fixed else "the plan takes as much elsewhere, where less is lost"
+            guard = "width_on_grid" if fixed else "worth_cutting"
+            changes.append(
+                Change(self.name, (group.name,), f"prune {group.width} channels{unit}", reason=reason, guard=guard)
+            )
         return changes

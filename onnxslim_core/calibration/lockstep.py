@@ -7,6 +7,7 @@ sequential repair thus costs about one pass of the samples through the network.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -35,6 +36,7 @@ class Walk:
         self._model = model
         self._threads = threads
         self._done: set[ir.Node] = set()
+        self._reserved: Counter[ir.Value] = Counter()
         inputs = {str(value.name): value for value in model.graph.inputs}
         self._held: list[dict[ir.Value, np.ndarray]] = [
             {inputs[name]: array for name, array in batch.items() if name in inputs} for batch in batches
@@ -63,6 +65,16 @@ class Walk:
         """True once the weights of a node no longer matter to this walk."""
         return node in self._done
 
+    def reserve(self, values: Iterable[ir.Value]) -> None:
+        """Hold these tensors until each is released as often as it was reserved, whoever has read them by then."""
+        self._reserved.update(values)
+
+    def release(self, values: Iterable[ir.Value]) -> None:
+        """Undo one reservation of each; what nobody waits for is dropped."""
+        for value in values:
+            self._reserved[value] -= 1
+            self._drop(value)
+
     def value(self, value: ir.Value) -> list[np.ndarray]:
         """A tensor for every batch; runs what is missing."""
         nodes = self.missing(value)
@@ -82,12 +94,18 @@ class Walk:
             found = run(session, {str(v.name): held[v] for v in read})
             held.update({v: found[str(v.name)] for v in made})
         for value in read:
-            if value is not wanted and not self._is_live(value):
-                for held in self._held:
-                    del held[value]
+            if value is not wanted:
+                self._drop(value)
+
+    def _drop(self, value: ir.Value) -> None:
+        if not self._is_live(value):
+            for held in self._held:
+                held.pop(value, None)
 
     def _is_live(self, value: ir.Value) -> bool:
-        return any(self._top.get(node, node) not in self._done for node, _ in verbs.users_of(value)[0])
+        return self._reserved[value] > 0 or any(
+            self._top.get(node, node) not in self._done for node, _ in verbs.users_of(value)[0]
+        )
 
 
 def _read_by(node: ir.Node) -> Iterable[ir.Value]:

@@ -45,15 +45,23 @@ def study(
     found: dict[ir.Node, Moments] = {}
     wanted = [node for node, each in consumers.items() if len(each.classes) * each.taps <= LARGEST]
     with threadpool_limits(threads):
+        for node in wanted:
+            walk.reserve(_pair(node))
         for number, node in enumerate(wanted):
-            target, _ = target_of(node)
-            inputs = walk.value(node.inputs[0])  # type: ignore[arg-type]
-            inputs = list(inputs)
+            source, target = _pair(node)
             sums = Sums()
-            for x, y in zip(inputs, walk.value(target), strict=True):
+            for x, y in zip(walk.value(source), walk.value(target), strict=True):
                 at = draw(node, y.shape, per_sample, rng)
                 sums.add(input_rows(node, x, at, y.shape[2:]), output_rows(node, y, at))
             found[node] = sums.moments()
+            walk.release((source, target))
             if progress is not None:
                 progress("moments", number + 1, len(wanted))
     return found
+
+
+def _pair(node: ir.Node) -> tuple[ir.Value, ir.Value]:
+    """What a consumer reads, and what it answers for."""
+    source = node.inputs[0]
+    assert source is not None
+    return source, target_of(node)[0]

@@ -66,6 +66,10 @@ class Refit:
     def run(self, progress: Progress | None = None) -> int:
         """Solve for every node; returns how many were."""
         count, total = 0, len(self._todo)
+        for node in self._todo:
+            before, after = self._needs(node)
+            self._before.reserve(before)
+            self._after.reserve(after)
         with threadpool_limits(self._threads):
             for node in self._todo:
                 self._solve(node)
@@ -74,20 +78,30 @@ class Refit:
                     progress("repair", count, total)
         return count
 
+    def _needs(self, node: ir.Node) -> tuple[list[ir.Value], list[ir.Value]]:
+        """Tensors of the reference and of the model that the solution of a node may ask for."""
+        twin, other = self._twins.get(str(node.name)), target_of(node)[1]
+        before = [] if twin is None else [twin.outputs[0], target_of(twin)[0]]
+        return before, [v for v in (node.inputs[0], other) if v is not None]
+
     def _solve(self, node: ir.Node) -> None:
         if node not in self._open or self._after.has_run(node):
             return
         self._open.discard(node)
+        before, after = self._needs(node)
+        self._fit(node)
+        self._before.release(before)
+        self._after.release(after)
+
+    def _fit(self, node: ir.Node) -> None:
         weights = weights_of(node)
         twin = self._twins.get(str(node.name))
         if twin is None or len(weights) > LARGEST:
             return
         target, stream = target_of(twin)
         other = self._other(node) if stream is not None else None
-        if other is None:
-            target = twin.outputs[0]
-        answers = self._before.value(target)
         inputs = self._after.value(node.inputs[0])  # type: ignore[arg-type]
+        answers = self._before.value(target if other is not None else twin.outputs[0])
         streams = self._after.value(other) if other is not None else None
         keep = self._kept.get(str(node.name))
         sums = Sums()

@@ -1,0 +1,167 @@
+"""The part of prune_channels that looks at samples: curves per group and what a single cut does to the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from onnxslim_core.calibration.batches import stacked
+from onnxslim_core.calibration.consumers import Consumer, consumers_of, kept_outputs, put_weights, weights_of
+from onnxslim_core.calibration.moments import Moments
+from onnxslim_core.calibration.study import study
+from onnxslim_core.channels.groups import ChannelGraph, Group
+from onnxslim_core.channels.removal import remove_atoms
+from onnxslim_core.channels.trace import trace
+from onnxslim_core.criteria.obs import Curve, removal_curve
+from onnxslim_core.graph import array_of, attribute
+from onnxslim_core.measure.session import open_session, run
+from onnxslim_core.model import wrap
+from onnxslim_core.repair.least_squares import solve
+from onnxslim_core.rewrite import Context, Sample
+
+__all__ = ["Calibrated", "repaired_nodes"]
+
+_PROBE = 128
+"""Samples on which the damage of a single cut is measured."""
+
+
+@dataclass(slots=True)
+class Calibrated:
+    """What the samples tell about a channel graph."""
+
+    channels: ChannelGraph
+    context: Context
+    batches: Sequence[Sample]
+    consumers: dict[ir.Node, Consumer]
+    moments: dict[ir.Node, Moments]
+
+    @classmethod
+    def of(cls, channels: ChannelGraph, context: Context) -> Calibrated:
+        """Run the samples through the model once."""
+        model = channels.flow.model
+        batches = stacked(model, context.samples)
+        consumers = consumers_of(channels)
+        moments = study(
+            model, batches, consumers, seed=context.seed, threads=context.threads, progress=context.progress
+        )
+        return cls(channels, context, batches, consumers, moments)
+
+    def readers(self, group: Group) -> list[tuple[Consumer, Moments]] | None:
+        """Every sum that reads the group, or None where one cannot be solved for."""
+        mine = [
+            sink.node for sink in self.channels.sinks if np.isin(self.channels.of(sink.labels), group.classes).any()
+        ]
+        if not mine or any(node not in self.moments for node in mine):
+            return None
+        return [(self.consumers[node], self.moments[node]) for node in dict.fromkeys(mine)]
+
+    def curve(self, group: Group) -> Curve | None:
+        """The order of removal by optimal brain surgeon; None where a reader cannot be solved for."""
+        readers = self.readers(group)
+        if readers is None:
+            return None
+        with threadpool_limits(self.context.threads):
+            return removal_curve(readers, group.classes[group.free], keep=1)
+
+    def damage(self, group: Group, curve: Curve) -> float:
+        """Squared error of the answers over their variance, with half of the group gone and its readers solved anew."""
+        readers = self.readers(group)
+        classes = curve.order[: max(len(curve.order) // 2, 1)]
+        model = self.channels.flow.model
+        probe = model.clone()
+        twin = ChannelGraph(trace(probe, self.context.samples[0], _Moved(self.channels, probe)), self.channels.classes)
+        gone = twin.gone(classes.tolist())
+        solved = {str(each.node.name): _solved(each, moments, gone, classes) for each, moments in readers or ()}
+        kept = kept_outputs(twin, gone)
+        remove_atoms(twin, gone)
+        for node in list(probe.graph):
+            if str(node.name) in solved:
+                weights, bias = solved[str(node.name)]
+                keep = kept.get(str(node.name))
+                put_weights(probe, node, *((weights, bias) if keep is None else (weights[:, keep], bias[keep])))
+        return _error(model, probe, _first(self.batches, _PROBE))
+
+
+def _solved(
+    consumer: Consumer, moments: Moments, gone: NDArray[np.bool_], classes: NDArray[np.int32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The best weights and bias of a reader without these classes, from the original's own moments."""
+    start = weights_of(consumer.node)
+    stays = np.repeat(~np.isin(consumer.classes, classes), consumer.taps)
+    target = moments.h @ start
+    part = Moments(
+        moments.rows,
+        moments.mean_x[stays],
+        moments.mean_x @ start,
+        moments.h[np.ix_(stays, stays)],
+        target[stays],
+        moments.v,
+    )
+    weights, shift = solve(part, start[stays])
+    return weights, shift + _bias_of(consumer.node, start.shape[1])
+
+
+def _bias_of(node: ir.Node, count: int) -> NDArray[np.float64]:
+    if node.op_type == "MatMul" or len(node.inputs) < 3:
+        return np.zeros(count)
+    array = array_of(node.inputs[2])
+    factor = float(attribute(node, "beta", 1.0)) if node.op_type == "Gemm" else 1.0
+    return np.zeros(count) if array is None else np.broadcast_to(np.asarray(array, np.float64) * factor, (count,))
+
+
+class _Moved:
+    """The shapes of one model for its clone, value by value."""
+
+    def __init__(self, channels: ChannelGraph, clone: ir.Model) -> None:
+        self.shape: dict[ir.Value, tuple[int, ...]] = {}
+        self.value: dict[ir.Value, np.ndarray] = {}
+        known = channels.flow.shapes
+        for old, new in _pairs(channels.flow.model, clone):
+            if old in known.shape:
+                self.shape[new] = known.shape[old]
+            if old in known.value:
+                self.value[new] = known.value[old]
+
+
+def _pairs(model: ir.Model, clone: ir.Model) -> list[tuple[ir.Value, ir.Value]]:
+    pairs = list(zip(model.graph.inputs, clone.graph.inputs, strict=True))
+    pairs += [(value, clone.graph.initializers[name]) for name, value in model.graph.initializers.items()]
+    for old, new in zip(model.graph, clone.graph, strict=True):
+        pairs += list(zip(old.outputs, new.outputs, strict=True))
+    return pairs
+
+
+def _first(batches: Sequence[Sample], count: int) -> list[Sample]:
+    found: list[Sample] = []
+    for batch in batches:
+        found.append(batch)
+        count -= len(next(iter(batch.values())))
+        if count <= 0:
+            break
+    return found
+
+
+def _error(model: ir.Model, probe: ir.Model, batches: Sequence[Sample]) -> float:
+    """Mean over the outputs of the squared error over the variance."""
+    sessions = [open_session(wrap(each), threads=1) for each in (model, probe)]
+    lost: dict[str, list[float]] = {}
+    for batch in batches:
+        before, after = (run(session, batch) for session in sessions)
+        for name, answer in before.items():
+            if not isinstance(answer, np.ndarray) or answer.dtype.kind != "f":
+                continue
+            wide = np.asarray(answer, np.float64)
+            apart = float(np.square(np.asarray(after[name], np.float64) - wide).sum())
+            lost.setdefault(name, []).append(apart / max(float(np.square(wide - wide.mean(axis=0)).sum()), 1e-12))
+    return float(np.mean([np.mean(found) for found in lost.values()])) if lost else 0.0
+
+
+def repaired_nodes(channels: ChannelGraph, classes: Sequence[int]) -> list[str]:
+    """Names of the linear nodes that read one of these classes, in the order of the graph."""
+    wanted = np.array(sorted(classes), np.int64)
+    return [str(node.name) for node, each in consumers_of(channels).items() if np.isin(each.classes, wanted).any()]
