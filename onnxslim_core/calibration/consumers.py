@@ -71,12 +71,18 @@ def put_weights(model: ir.Model, node: ir.Node, weights: Floats, bias: Floats) -
 
 
 def _swap(node: ir.Node, index: int, made: ir.Value) -> None:
+    """Read another constant; where nobody else reads the old one it goes, and the new one takes its name."""
     old = node.inputs[index] if index < len(node.inputs) else None
     verbs.replace_input(node, index, made)
     if old is None or old.producer() is not None or old.uses() or old.is_graph_output() or old.is_graph_input():
         return
-    if isinstance(old.graph, ir.Graph):
-        old.graph.initializers.pop(str(old.name), None)
+    if not isinstance(old.graph, ir.Graph) or old.graph is not made.graph:
+        return
+    graph, name = old.graph, str(old.name)
+    graph.initializers.pop(name, None)
+    graph.initializers.pop(str(made.name), None)
+    made.name = name
+    graph.register_initializer(made)
 
 
 def target_of(node: ir.Node) -> tuple[ir.Value, ir.Value | None]:

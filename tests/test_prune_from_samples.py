@@ -1,0 +1,147 @@
+"""prune_channels with samples: the plan, the repair, and what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnxslim_core.passes import pass_class
+
+from onnxslim_core.measure.cost import cost
+from onnxslim_core.model import wrap
+from onnxslim_core.rewrite import Change, Context
+
+
+def network(seed: int = 0) -> ir.Model:
+    """Two residual blocks, a strided one with a Conv in its shortcut, a depthwise Conv and a Gemm head."""
+    rng = np.random.default_rng(seed)
+    weights: list[object] = []
+
+    def conv(x: str, y: str, out: int, into: int, size: int, **attributes: object) -> object:
+        fan = into * size * size
+        array = rng.normal(0, (2 / fan) ** 0.5, (out, into, size, size))
+        weights.append(numpy_helper.from_array(array.astype(np.float32), f"{y}.w"))
+        weights.append(numpy_helper.from_array(rng.normal(0, 0.1, out).astype(np.float32), f"{y}.b"))
+        return helper.make_node(
+            "Conv", [x, f"{y}.w", f"{y}.b"], [y], name=y, pads=[size // 2] * 4, kernel_shape=[size] * 2, **attributes
+        )
+
+    def relu(x: str) -> object:
+        return helper.make_node("Relu", [x], [f"{x}.r"], name=f"{x}.relu")
+
+    nodes = [
+        conv("x", "stem", 12, 3, 3),
+        relu("stem"),
+        conv("stem.r", "a1", 20, 12, 3),
+        relu("a1"),
+        conv("a1.r", "a2", 12, 20, 3),
+        helper.make_node("Add", ["a2", "stem.r"], ["s1"], name="s1"),
+        relu("s1"),
+        conv("s1.r", "b1", 24, 12, 1),
+        relu("b1"),
+        conv("b1.r", "bd", 24, 1, 3, group=24, strides=[2, 2]),
+        relu("bd"),
+        conv("bd.r", "b2", 16, 24, 1),
+        conv("s1.r", "short", 16, 12, 1, strides=[2, 2]),
+        helper.make_node("Add", ["short", "b2"], ["s2"], name="s2"),
+        helper.make_node("GlobalAveragePool", ["s2"], ["p"], name="p"),
+        helper.make_node("Flatten", ["p"], ["f"], name="f"),
+        helper.make_node("Gemm", ["f", "fc"], ["y"], name="head", transB=1),
+    ]
+    weights.append(numpy_helper.from_array(rng.normal(0, 0.3, (7, 16)).astype(np.float32), "fc"))
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 12, 10])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 7])],
+        weights,
+    )
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+def samples(count: int, seed: int) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    smooth = rng.normal(size=(count, 3, 6, 5)).repeat(2, axis=2).repeat(2, axis=3)
+    return [{"x": (image + 0.3 * rng.normal(size=image.shape))[None].astype(np.float32)} for image in smooth]
+
+
+def answers(model: ir.Model, feeds: list[dict[str, np.ndarray]]) -> np.ndarray:
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, each)[0] for each in feeds])
+
+
+def context(real: bool = True) -> Context:
+    return Context(samples=samples(96, 1), samples_are_real=real)
+
+
+def prune(model: ir.Model, given: Context, **options: object) -> list[Change]:
+    found: list[Change] = pass_class("prune_channels")(**{"round_to": 1, **options}).run(model, given)
+    return found
+
+
+def lost(model: ir.Model, original: ir.Model) -> float:
+    fresh = samples(64, 2)
+    expected = answers(original, fresh)
+    return float(np.square(answers(model, fresh) - expected).sum() / np.square(expected - expected.mean(0)).sum())
+
+
+@pytest.mark.parametrize("target", [0.7, 0.5])
+def test_the_target_in_multiply_adds_is_met_and_not_much_undercut(target: float) -> None:
+    model = network()
+    before = cost(wrap(model), samples(1, 0)[0]).macs
+    prune(model, context(), criterion="obs", allocation="macs", target=target)
+    after = cost(wrap(model), samples(1, 0)[0]).macs
+    assert target - 0.08 < after / before <= target
+
+
+def test_the_repair_answers_nearer_on_new_samples_than_the_same_cut_without() -> None:
+    original, plain, mended = network(), network(), network()
+    options = {"criterion": "obs", "allocation": "macs", "target": 0.6}
+    prune(plain, context(), repair="none", **options)
+    changes = prune(mended, context(), repair="least_squares", **options)
+    assert set(plain.graph.initializers) <= set(mended.graph.initializers)
+    assert any(change.details.get("nodes_solved") for change in changes)
+    assert lost(mended, original) < 0.5 * lost(plain, original)
+
+
+def test_repair_helps_any_criterion_and_uniform_widths() -> None:
+    for criterion in ("l2", "random"):
+        original, plain, mended = network(), network(), network()
+        prune(plain, context(), criterion=criterion, ratio=0.25, repair="none")
+        prune(mended, context(), criterion=criterion, ratio=0.25, repair="least_squares")
+        assert lost(mended, original) < 0.6 * lost(plain, original)
+
+
+def test_a_plan_by_damage_loses_less_than_uniform_widths_of_the_same_cost() -> None:
+    original, uniform, planned = network(), network(), network()
+    prune(uniform, context(), criterion="obs", ratio=0.3)
+    sample = samples(1, 0)[0]
+    share = cost(wrap(uniform), sample).macs / cost(wrap(original), sample).macs
+    prune(planned, context(), criterion="obs", allocation="macs", target=share)
+    assert lost(planned, original) < lost(uniform, original)
+
+
+def test_the_same_samples_and_seed_give_the_same_bytes() -> None:
+    found = []
+    for _ in range(2):
+        model = network()
+        prune(model, context(), criterion="obs", allocation="macs", target=0.6)
+        found.append(ir.to_proto(model).SerializeToString(deterministic=True))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("options", [{"criterion": "obs"}, {"repair": "least_squares"}])
+def test_noise_is_no_calibration_data(options: dict[str, object]) -> None:
+    model = network()
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    (change,) = prune(model, context(real=False), **options)
+    assert change.guard == "data_given"
+    assert "--data" in change.reason
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
+def test_without_data_the_default_repair_is_the_bias() -> None:
+    changes = prune(network(), context(real=False), ratio=0.25)
+    assert any("repair bias" in change.action for change in changes)
