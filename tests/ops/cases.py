@@ -18,12 +18,15 @@ import onnx
 from onnx import numpy_helper, parser
 
 from onnxslim_core.channels.boxes import inner, whole
-from tests.channels.masks import Proof, prove
+from tests.channels.masks import prove
 
 __all__ = ["Case", "check"]
 
 SIZES = ({"N": 1, "H": 6, "W": 7, "T": 5}, {"N": 2, "H": 9, "W": 8, "T": 6})
 """What symbols stand for: first where the graph is analysed, then where it is proven again."""
+
+SEEDS, SHARE = (1, 2), 0.4
+"""Of the plans on which a rule is judged."""
 
 VIEWS = {"inner": inner, "whole": whole}
 
@@ -105,9 +108,9 @@ class Case:
         ]
 
 
-def check(case: Case, view: str, seed: int = 0, share: float = 0.4) -> Proof:
-    """Prove a random removal, and that as much may go as the case says."""
-    proof = prove(case.model, case.feeds(), VIEWS[view], seed, share)
+def check(case: Case, view: str) -> None:
+    """Prove random removals, and that as much may go as the case says."""
     wanted = case.free if isinstance(case.free, int) else case.free[view == "whole"]
-    assert proof.free == wanted, f"{proof.free} classes may go instead of {wanted}"
-    return proof
+    for seed in SEEDS:
+        proof = prove(case.model, case.feeds(), VIEWS[view], seed, SHARE)
+        assert proof.free == wanted, f"{proof.free} classes may go instead of {wanted}"

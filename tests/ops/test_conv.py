@@ -103,6 +103,13 @@ CASES = [
     ),
     Case("computed weights stay", "x N,3,6,7 | xw 10,3,1,1 | z 4,10,1,1", "a = Conv(x, xw) y = Conv(a, z)", 0),
     Case(
+        "channels that stand in space stay",
+        "x N,3,6,7 | w 10,3,1,1 | v 5,6,3,3 | u 6,5,3,3 | z 10,4",
+        "a = Conv(x, w) t = Transpose<perm=[0,2,3,1]>(a) c = Conv<pads=[1,1,1,1]>(t, v) "
+        "d = ConvTranspose<pads=[1,1,1,1]>(t, u) y = MatMul(c, z) y1 = MatMul(d, z)",
+        0,
+    ),
+    Case(
         "an output read inside stays",
         "x N,3,H,W | w 10,3,1,1 | v 6,10,1,1 | z 4,6,1,1",
         "y = Conv(x, w) a = Conv(y, v) y1 = Conv(a, z)",

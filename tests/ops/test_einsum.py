@@ -69,6 +69,12 @@ CASES = [
         16,
     ),
     Case(
+        "element by element with the input of the model stays",
+        "x N,T,10 | w 10,10 | z 10,4",
+        'a = MatMul(x, w) m = Einsum<equation="btc,btc->bct">(a, x) t = Transpose<perm=[0,2,1]>(m) y = MatMul(t, z)',
+        0,
+    ),
+    Case(
         "a letter twice in one term stays",
         "x 5,3 | w 3,5 | z 5,4",
         'a = MatMul(x, w) d = Einsum<equation="ii->i">(a) y = MatMul(d, z)',

@@ -8,6 +8,10 @@ from tests.ops.cases import VIEWS, Case, check
 
 _TWO = "x N,3,H,W | w 10,3,1,1 | v 10,3,1,1 | z 4,10,1,1"
 _ONE = "x N,3,H,W | w 10,3,1,1 | z 4,10,1,1"
+_FLOAT = ("Add", "Sub", "Mul", "Div", "Pow", "Mod<fmod=1>", "Min", "Max", "Sum", "Mean", "PRelu")
+_COMPARE = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+_LOGIC = ("And", "Or", "Xor", "Equal")
+_INTEGER = ("BitwiseAnd", "BitwiseOr", "BitwiseXor", 'BitShift<direction="LEFT">')
 
 
 def _elementwise(op: str, tensors: str = _TWO, before: str = "", call: str = "(a, c)", free: int = 10) -> Case:
@@ -22,9 +26,9 @@ CASES = [
     _elementwise("Mod", before="d = Exp(a) e = Softplus(c)", call="<fmod=1>(d, e)"),
     *(
         Case(
-            f"{op} chooses",
-            "x N,3,H,W | w 10,3,1,1 | v 10,3,1,1 | z 4,10,1,1",
-            f"a = Conv(x, w) c = Conv(x, v) p = {op}(a, c) m = Where(p, a, c) y = Conv(m, z)",
+            f"{op} of two activations",
+            _TWO,
+            f"a = Conv(x, w) c = Conv(x, v) p = {op}(a, c) m = Cast<to=1>(p) y = Conv(m, z)",
             10,
         )
         for op in ("Greater", "Less", "GreaterOrEqual", "LessOrEqual")
@@ -32,8 +36,8 @@ CASES = [
     *(
         Case(
             f"{op} of two conditions",
-            "x N,3,H,W | w 10,3,1,1 | v 10,3,1,1 | zero [] | z 4,10,1,1",
-            f"a = Conv(x, w) c = Conv(x, v) p = Greater(a, c) q = Less(a, zero) r = {op}(p, q) m = Where(r, a, c) "
+            _TWO + " | zero []",
+            f"a = Conv(x, w) c = Conv(x, v) p = Greater(a, c) q = Less(a, zero) r = {op}(p, q) m = Cast<to=1>(r) "
             "y = Conv(m, z)",
             10,
             arrays={"zero": 0.0},
@@ -43,15 +47,106 @@ CASES = [
     *(
         Case(
             f"{op} of integers",
-            "x N,3,H,W | w 10,3,1,1 | v 10,3,1,1 | two [] | z 4,10,1,1",
-            "a = Conv(x, w) c = Conv(x, v) d = Abs(a) e = Abs(c) d1 = Add(d, two) e1 = Add(e, two) "
-            f"i = Cast<to=13>(d1) j = Cast<to=2>(e1) i1 = Cast<to=2>(i) k = {op}(i1, j) f = Cast<to=1>(k) "
-            "m = Add(f, a) y = Conv(m, z)",
+            _TWO,
+            f"a = Conv(x, w) c = Conv(x, v) d = Exp(a) e = Exp(c) i = Cast<to=2>(d) j = Cast<to=2>(e) k = {op}(i, j) "
+            "m = Cast<to=1>(k) y = Conv(m, z)",
             10,
             opset=18,
-            arrays={"two": 2.0},
         )
-        for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor", 'BitShift<direction="LEFT">')
+        for op in _INTEGER
+    ),
+    *(
+        Case(
+            f"{op} with a constant per channel",
+            _ONE + " | b 10,1,1",
+            f"a = Conv(x, w) p = Sigmoid(a) m = {op}(p, b) y = Conv(m, z)",
+            10,
+            arrays={"b": [0.1 * i + 0.2 for i in range(10)]},
+        )
+        for op in _FLOAT
+    ),
+    *(
+        Case(
+            f"{op} with a constant per channel",
+            _ONE + " | b 10,1,1",
+            f"a = Conv(x, w) p = {op}(b, a) m = Cast<to=1>(p) y = Conv(m, z)",
+            10,
+        )
+        for op in _COMPARE
+    ),
+    *(
+        Case(
+            f"{op} with a constant per channel",
+            _ONE + " | bool b 10,1,1 | zero []",
+            f"a = Conv(x, w) q = Less(a, zero) p = {op}(q, b) m = Cast<to=1>(p) y = Conv(m, z)",
+            10,
+            arrays={"zero": 0.0, "b": [i % 3 != 1 for i in range(10)]},
+        )
+        for op in _LOGIC
+    ),
+    *(
+        Case(
+            f"{op} with a constant per channel",
+            _ONE + " | uint8 b 10,1,1",
+            f"a = Conv(x, w) d = Exp(a) i = Cast<to=2>(d) k = {op}(i, b) m = Cast<to=1>(k) y = Conv(m, z)",
+            10,
+            opset=18,
+            arrays={"b": [i % 4 for i in range(10)]},
+        )
+        for op in _INTEGER
+    ),
+    *(
+        Case(
+            f"{op} with the input of the model stays",
+            "x N,10,H,W | w 10,10,1,1 | z 4,10,1,1",
+            f"a = Conv(x, w) p = Sigmoid(a) q = Sigmoid(x) m = {op}(p, q) y = Conv(m, z)",
+            0,
+        )
+        for op in _FLOAT
+    ),
+    *(
+        Case(
+            f"{op} with the input of the model stays",
+            "x N,10,H,W | w 10,10,1,1 | z 4,10,1,1",
+            f"a = Conv(x, w) p = {op}(a, x) m = Cast<to=1>(p) y = Conv(m, z)",
+            0,
+        )
+        for op in _COMPARE
+    ),
+    *(
+        Case(
+            f"{op} with the input of the model stays",
+            "x N,10,H,W | w 10,10,1,1 | z 4,10,1,1 | zero []",
+            f"a = Conv(x, w) p = Less(a, zero) q = Less(x, zero) r = {op}(p, q) m = Cast<to=1>(r) y = Conv(m, z)",
+            0,
+            arrays={"zero": 0.0},
+        )
+        for op in _LOGIC
+    ),
+    *(
+        Case(
+            f"{op} with the input of the model stays",
+            "x N,10,H,W | w 10,10,1,1 | z 4,10,1,1",
+            f"a = Conv(x, w) d = Exp(a) e = Exp(x) i = Cast<to=2>(d) j = Cast<to=2>(e) k = {op}(i, j) m = Cast<to=1>(k) "
+            "y = Conv(m, z)",
+            0,
+            opset=18,
+        )
+        for op in _INTEGER
+    ),
+    Case(
+        "Where of two constants",
+        _ONE + " | k 10,1,1 | l 10,1,1 | zero []",
+        "a = Conv(x, w) p = Less(a, zero) m = Where(p, k, l) y = Conv(m, z)",
+        10,
+        arrays={"zero": 0.0},
+    ),
+    Case(
+        "Where of the input of the model stays",
+        "x N,10,H,W | w 10,10,1,1 | z 4,10,1,1 | zero []",
+        "a = Conv(x, w) p = Less(a, zero) m = Where(p, x, a) y = Conv(m, z)",
+        0,
+        arrays={"zero": 0.0},
     ),
     Case(
         "three operands",

@@ -51,12 +51,16 @@ REDUCTIONS = [
         "a = Conv(x, w) r = ReduceSum<noop_with_empty_axes=1>(a) y = Conv(r, z)",
         10,
     ),
-    Case(
-        "sum over the width of heads",
-        "x N,T,3 | w 3,12 | v 3,12 | int64 s 4 | int64 ax 1 | z 3,4",
-        "a = MatMul(x, w) b = MatMul(x, v) m = Mul(a, b) m1 = Reshape(m, s) r = ReduceSum<keepdims=0>(m1, ax) y = MatMul(r, z)",
-        3,
-        arrays={"s": [0, 0, 3, 4], "ax": [-1]},
+    *(
+        Case(
+            f"{op} over the width of heads",
+            "x N,T,3 | w 3,12 | v 3,12 | int64 s 4 | int64 ax 1 | z 3,4",
+            f"a = MatMul(x, w) b = MatMul(x, v) m = Mul(a, b) m1 = Reshape(m, s) r = {op}<keepdims=0>(m1, ax) y = MatMul(r, z)",
+            3,
+            opset=18,
+            arrays={"s": [0, 0, 3, 4], "ax": [-1]},
+        )
+        for op in ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare")
     ),
     Case(
         "axes from an input of the model stay",
@@ -73,7 +77,7 @@ NORMS = [
     Case("softmax of old flattens (T39)", _ONE, "a = Conv(x, w) s = Softmax<axis=3>(a) y = Conv(s, z)", 10, opset=11),
     Case("softmax of old over all", _ONE, "a = Conv(x, w) s = Softmax(a) y = Conv(s, z)", 0, opset=11),
     Case("log softmax", _ONE, "a = Conv(x, w) s = LogSoftmax<axis=2>(a) y = Conv(s, z)", 10),
-    Case("hardmax", _ONE, "a = Conv(x, w) s = Hardmax<axis=2>(a) m = Mul(a, s) y = Conv(m, z)", 10),
+    Case("hardmax", _ONE, "a = Conv(x, w) s = Hardmax<axis=2>(a) y = Conv(s, z)", 10),
     Case("lp normalization of space", _ONE, "a = Conv(x, w) s = LpNormalization<axis=3>(a) y = Conv(s, z)", 10),
     Case("lp normalization of channels", _ONE, "a = Conv(x, w) s = LpNormalization<axis=1, p=1>(a) y = Conv(s, z)", 0),
     Case(
@@ -166,8 +170,8 @@ ORDERS = [
     Case("top k of old", _ONE, "a = Conv(x, w) t, i = TopK<axis=3, k=2>(a) y = Conv(t, z)", 10, opset=9),
     Case(
         "arg max over channels",
-        _ONE,
-        "a = Conv(x, w) i = ArgMax<axis=1>(a) y = Cast<to=1>(i)",
+        "x N,3,H,W | w 10,3,1,1 | z 4,1,1,1",
+        "a = Conv(x, w) i = ArgMax<axis=1>(a) f = Cast<to=1>(i) y = Conv(f, z)",
         0,
     ),
     Case(
@@ -279,7 +283,88 @@ POOLS = [
     ),
 ]
 
-CASES = [*REDUCTIONS, *NORMS, *ORDERS, *POOLS]
+# Channels that stand on an axis which the operator mixes: a matrix product sums over them afterwards.
+_ACROSS = "x N,3,6,7 | w 10,3,1,1"
+MIXED = [
+    *(
+        Case(
+            f"{call.partition('<')[0]} across channels stays",
+            f"{_ACROSS} | z 10,4",
+            f"a = Conv(x, w) t = Transpose<perm=[0,2,3,1]>(a) s = Softplus(t) p = {call} y = MatMul(p, z)",
+            0,
+            opset=opset,
+        )
+        for call, opset in (
+            ("MaxPool<kernel_shape=[1,3], pads=[0,1,0,1]>(s)", 18),
+            ("AveragePool<kernel_shape=[1,3], pads=[0,1,0,1]>(s)", 18),
+            ("LpPool<kernel_shape=[1,3], pads=[0,1,0,1]>(s)", 18),
+            ("Softmax(s)", 18),
+            ("LogSoftmax(s)", 18),
+            ("Hardmax(s)", 18),
+            ("Trilu(s)", 18),
+            ("MeanVarianceNormalization(s)", 18),
+        )
+    ),
+    *(
+        Case(
+            f"{op} across channels stays",
+            f"{_ACROSS} | z 6,4",
+            f"a = Conv(x, w) t = Transpose<perm=[0,2,3,1]>(a) s = Softplus(t) p = {op}(s) f = Squeeze<axes=[2,3]>(p) y = MatMul(f, z)",
+            0,
+            opset=11,
+        )
+        for op in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+    ),
+    Case(
+        "InstanceNormalization across channels stays",
+        f"{_ACROSS} | s 6 | b 6 | z 10,4",
+        "a = Conv(x, w) t = Transpose<perm=[0,2,3,1]>(a) p = InstanceNormalization(t, s, b) y = MatMul(p, z)",
+        0,
+    ),
+    Case(
+        "GroupNormalization across channels stays",
+        f"{_ACROSS} | s 6 | b 6 | z 10,4",
+        "a = Conv(x, w) t = Transpose<perm=[0,2,3,1]>(a) p = GroupNormalization<num_groups=2>(t, s, b) y = MatMul(p, z)",
+        0,
+        opset=21,
+    ),
+    Case(
+        "RMSNormalization across channels stays",
+        "x N,T,3 | w 3,10 | s 10 | z 10,4",
+        "a = MatMul(x, w) n = RMSNormalization(a, s) y = MatMul(n, z)",
+        0,
+        opset=23,
+    ),
+    Case(
+        "Upsample across channels stays",
+        f"{_ACROSS} | sc 4 | z 20,4",
+        "a = Conv(x, w) t = Transpose<perm=[0,2,3,1]>(a) p = Upsample(t, sc) y = MatMul(p, z)",
+        0,
+        opset=9,
+        arrays={"sc": [1, 1, 1, 2]},
+    ),
+    Case(
+        "ReverseSequence across channels stays",
+        "x 2,3,7 | w 10,3,1 | int64 l 2 | z 10,4",
+        "a = Conv(x, w) c = ReverseSequence<batch_axis=0, time_axis=1>(a, l) t = Transpose<perm=[0,2,1]>(c) y = MatMul(t, z)",
+        0,
+        arrays={"l": [3, 9]},
+    ),
+    Case(
+        "ArgMax over space",
+        _ONE,
+        "a = Conv(x, w) i = ArgMax<axis=2>(a) f = Cast<to=1>(i) y = Conv(f, z)",
+        10,
+    ),
+    Case(
+        "ArgMin across channels stays",
+        "x N,3,H,W | w 10,3,1,1 | z 4,1,1,1",
+        "a = Conv(x, w) i = ArgMin<axis=1>(a) f = Cast<to=1>(i) y = Conv(f, z)",
+        0,
+    ),
+]
+
+CASES = [*MIXED, *REDUCTIONS, *NORMS, *ORDERS, *POOLS]
 
 
 @pytest.mark.parametrize("view", VIEWS)

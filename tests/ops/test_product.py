@@ -61,7 +61,7 @@ CASES = [
     Case(
         "matmul over a vector",
         "x 3 | w 3,10 | z 10,4",
-        "a = MatMul(x, w) r = Relu(a) y = MatMul(r, z)",
+        "a = MatMul(x, w) r = Tanh(a) y = MatMul(r, z)",
         10,
     ),
     Case(
