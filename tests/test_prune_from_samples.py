@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
@@ -11,15 +14,15 @@ from onnxslim_core.passes import pass_class
 
 from onnxslim_core.measure.cost import cost
 from onnxslim_core.model import wrap
-from onnxslim_core.rewrite import Change, Context
+from onnxslim_core.rewrite import Change, Context, Sample
 
 
 def network(seed: int = 0) -> ir.Model:
     """Two residual blocks, a strided one with a Conv in its shortcut, a depthwise Conv and a Gemm head."""
     rng = np.random.default_rng(seed)
-    weights: list[object] = []
+    weights: list[Any] = []
 
-    def conv(x: str, y: str, out: int, into: int, size: int, **attributes: object) -> object:
+    def conv(x: str, y: str, out: int, into: int, size: int, **attributes: Any) -> Any:
         fan = into * size * size
         array = rng.normal(0, (2 / fan) ** 0.5, (out, into, size, size))
         weights.append(numpy_helper.from_array(array.astype(np.float32), f"{y}.w"))
@@ -28,7 +31,7 @@ def network(seed: int = 0) -> ir.Model:
             "Conv", [x, f"{y}.w", f"{y}.b"], [y], name=y, pads=[size // 2] * 4, kernel_shape=[size] * 2, **attributes
         )
 
-    def relu(x: str) -> object:
+    def relu(x: str) -> Any:
         return helper.make_node("Relu", [x], [f"{x}.r"], name=f"{x}.relu")
 
     nodes = [
@@ -67,7 +70,7 @@ def samples(count: int, seed: int) -> list[dict[str, np.ndarray]]:
     return [{"x": (image + 0.3 * rng.normal(size=image.shape))[None].astype(np.float32)} for image in smooth]
 
 
-def answers(model: ir.Model, feeds: list[dict[str, np.ndarray]]) -> np.ndarray:
+def answers(model: ir.Model, feeds: Sequence[Sample]) -> np.ndarray:
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     return np.concatenate([session.run(None, each)[0] for each in feeds])
 
@@ -76,7 +79,7 @@ def context(real: bool = True) -> Context:
     return Context(samples=samples(96, 1), samples_are_real=real)
 
 
-def prune(model: ir.Model, given: Context, **options: object) -> list[Change]:
+def prune(model: ir.Model, given: Context, **options: Any) -> list[Change]:
     found: list[Change] = pass_class("prune_channels")(**{"round_to": 1, **options}).run(model, given)
     return found
 
@@ -133,7 +136,7 @@ def test_the_same_samples_and_seed_give_the_same_bytes() -> None:
 
 
 @pytest.mark.parametrize("options", [{"criterion": "obs"}, {"repair": "least_squares"}])
-def test_noise_is_no_calibration_data(options: dict[str, object]) -> None:
+def test_noise_is_no_calibration_data(options: dict[str, Any]) -> None:
     model = network()
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     (change,) = prune(model, context(real=False), **options)

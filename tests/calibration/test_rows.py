@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -16,7 +18,7 @@ from onnxslim_core.calibration.moments import Sums
 from onnxslim_core.calibration.rows import draw, input_rows, output_rows
 
 
-def conv_model(attributes: dict[str, object], kernel: tuple[int, ...], size: tuple[int, ...]) -> ir.Model:
+def conv_model(attributes: dict[str, Any], kernel: tuple[int, ...], size: tuple[int, ...]) -> ir.Model:
     rng = np.random.default_rng(3)
     weight = numpy_helper.from_array(rng.normal(size=(5, 3, *kernel)).astype(np.float32), "w")
     bias = numpy_helper.from_array(rng.normal(size=5).astype(np.float32), "b")
@@ -52,7 +54,7 @@ def answer(model: ir.Model, feeds: dict[str, np.ndarray]) -> np.ndarray:
     ],
 )
 def test_rows_times_weights_are_what_the_conv_answers(
-    attributes: dict[str, object], kernel: tuple[int, ...], size: tuple[int, ...]
+    attributes: dict[str, Any], kernel: tuple[int, ...], size: tuple[int, ...]
 ) -> None:
     model = conv_model(attributes, kernel, size)
     x = np.random.default_rng(0).normal(size=(4, 3, *size)).astype(np.float32)

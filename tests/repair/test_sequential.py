@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
@@ -14,6 +17,7 @@ from onnxslim_core.channels.groups import analyse
 from onnxslim_core.channels.removal import remove_atoms
 from onnxslim_core.repair.least_squares import solve
 from onnxslim_core.repair.sequential import Refit
+from onnxslim_core.rewrite import Sample
 
 
 def test_least_squares_finds_the_line_and_its_bias() -> None:
@@ -40,12 +44,12 @@ def test_a_direction_that_was_never_seen_keeps_its_weights() -> None:
 def residual_net(seed: int) -> ir.Model:
     rng = np.random.default_rng(seed)
 
-    def weight(name: str, *shape: int) -> object:
+    def weight(name: str, *shape: int) -> Any:
         fan = int(np.prod(shape[1:])) or 1
         return numpy_helper.from_array(rng.normal(0, (2 / fan) ** 0.5, shape).astype(np.float32), name)
 
     sizes = {"w0": (8, 3, 3, 3), "w1": (12, 8, 3, 3), "w2": (8, 12, 3, 3), "w3": (10, 8, 3, 3), "w4": (8, 10, 1, 1)}
-    pads = {"pads": [1, 1, 1, 1]}
+    pads: dict[str, Any] = {"pads": [1, 1, 1, 1]}
     nodes = [
         helper.make_node("Conv", ["x", "w0"], ["s0"], name="stem", **pads),
         helper.make_node("Conv", ["s0", "w1"], ["a"], name="a1", **pads),
@@ -70,7 +74,7 @@ def residual_net(seed: int) -> ir.Model:
     return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 
 
-def answers(model: ir.Model, feeds: list[dict[str, np.ndarray]]) -> np.ndarray:
+def answers(model: ir.Model, feeds: Sequence[Sample]) -> np.ndarray:
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     return np.concatenate([session.run(None, each)[0] for each in feeds])
 
