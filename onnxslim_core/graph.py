@@ -7,7 +7,7 @@ program goes through these functions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ _BODIES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
     """True where the node is a standard operator of one of these types (`com.vendor::Conv` is not a Conv)."""
-    return node is not None and node.domain in STANDARD and node.op_type in op_types
+    return node is not None and node.op_type in op_types and node.domain in STANDARD
 
 
 def label_of(node: ir.Node) -> str:
@@ -55,15 +55,20 @@ def label_of(node: ir.Node) -> str:
     return f"{node.op_type} -> '{first}'"
 
 
-def bodies(node: ir.Node) -> Iterator[ir.Graph]:
+def bodies(node: ir.Node) -> Sequence[ir.Graph]:
     """The subgraphs that a node carries as attributes."""
-    for attr in node.attributes.values():
+    attributes = node.attributes.data  # the plain dict: this is asked of every node, many times
+    if not attributes:
+        return ()
+    found: list[ir.Graph] = []
+    for attr in attributes.values():
         if attr.type not in _BODIES or attr.is_ref():
             continue
         if attr.type == ir.AttributeType.GRAPH:
-            yield attr.as_graph()
+            found.append(attr.as_graph())
         else:
-            yield from attr.as_graphs()
+            found.extend(attr.as_graphs())
+    return found
 
 
 def all_nodes(graph: ir.Graph) -> list[ir.Node]:
@@ -72,7 +77,7 @@ def all_nodes(graph: ir.Graph) -> list[ir.Node]:
     for node in graph:
         found.append(node)
         for body in bodies(node):
-            found.extend(all_nodes(body))
+            found += all_nodes(body)
     return found
 
 
@@ -98,7 +103,7 @@ def owner_of(value: ir.Value) -> ir.Graph | None:
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     """The plain value of an attribute, or the default where it is absent."""
-    attr = node.attributes.get(name)
+    attr = node.attributes.data.get(name)
     if attr is None or attr.is_ref():
         return default
     value = attr.value

@@ -120,7 +120,7 @@ class Facts:
 
     def learn(self, node: ir.Node) -> None:
         """Learn the outputs of a node whose inputs are learned; what cannot be inferred stays unknown."""
-        if any(True for _ in bodies(node)):
+        if bool(bodies(node)):
             self._learn_control(node)
         elif is_op(node, *_SAME) and len(node.outputs) == 1 and (kind := self._type(node.inputs[0])) is not None:
             self.types[node.outputs[0]] = kind

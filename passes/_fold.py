@@ -136,7 +136,7 @@ class Fold:
 
     def _compute(self, node: ir.Node) -> bool:
         """Compute the outputs of a node; False where they are not constant."""
-        if node.domain not in STANDARD or node.overload or any(True for _ in bodies(node)):
+        if node.domain not in STANDARD or node.overload or bool(bodies(node)):
             return False
         if any(attr.is_ref() for attr in node.attributes.values()):
             return False

@@ -99,7 +99,7 @@ def cost(model: Model, sample: Sample | None) -> Cost:
         peak_activation_bytes=_peak(graph, shapes),
         nodes=sum(not is_op(node, "Constant") for node in all_nodes(graph)),
         layers=layers,
-        has_bodies=any(True for node in graph for _ in bodies(node)),
+        has_bodies=any(bodies(node) for node in graph),
         unknown_shapes=sum(v not in shapes.shape for v in outputs),
     )
 
@@ -163,7 +163,7 @@ def _bytes(model: ir.Model) -> int:
     total += sum(len(str(name).encode()) for name in model.graph.initializers)
     for node in model.graph:
         if not is_op(node, "Constant"):
-            proto = write_node(node) if not any(True for _ in bodies(node)) else None
+            proto = write_node(node) if not bool(bodies(node)) else None
             total += 4 + (proto.ByteSize() if proto is not None else _body_bytes(node))
         else:
             total += 32 + len(str(node.outputs[0].name).encode())

@@ -166,7 +166,7 @@ class _Work:
             return None
         if any(v is not None and v not in self.found.value for v in node.inputs):
             return None
-        if any(True for _ in bodies(node)):
+        if bool(bodies(node)):
             return None
         return evaluate(node, [None if v is None else self.found.value[v] for v in node.inputs], self.opset)
 
@@ -246,7 +246,7 @@ class _Work:
         """Take over the shapes of foreign nodes whose inputs are all known; False where there is none left."""
         news = False
         for node in self.nodes:
-            if node.domain in STANDARD or any(True for _ in bodies(node)):
+            if node.domain in STANDARD or bool(bodies(node)):
                 continue
             if any(v is not None and v not in self.found.shape and v not in self._not_tensors for v in node.inputs):
                 continue

@@ -113,7 +113,7 @@ _RANDOM = frozenset(
 
 def is_constant_op(node: ir.Node) -> bool:
     """True for an operator whose result is constant where its inputs are."""
-    return node.domain in verbs.STANDARD and node.op_type not in _RANDOM and not any(True for _ in verbs.bodies(node))
+    return node.domain in verbs.STANDARD and node.op_type not in _RANDOM and not verbs.bodies(node)
 
 
 @dataclass(slots=True)
