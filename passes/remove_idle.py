@@ -41,6 +41,12 @@ class _Find:
     classes: tuple[int, ...]
     unfit: frozenset[int]
 
+    @property
+    def action(self) -> str:
+        """What would be done, for the record."""
+        unit = f" of {self.group.unit}" if self.group.unit > 1 else ""
+        return f"remove {len(self.classes)} of {self.group.width} channels{unit}"
+
 
 def width_on_grid(find: _Find, options: RemoveIdle) -> str | None:
     """A width off the grid of onnxruntime's kernels can be slower than a wider one on it."""
@@ -101,30 +107,25 @@ class RemoveIdle:
 
     def _choose(self, channels: ChannelGraph, idle: Idle) -> tuple[set[int], list[Change], list[Change]]:
         """Idle classes that may go, group by group, with what to say about them."""
-        kinds = idle.kinds()
+        kinds, unfit = idle.kinds(), frozenset(idle.unfit)
         chosen: set[int] = set()
         changes: list[Change] = []
         refused: list[Change] = []
         for group in channels.groups:
             members = set(group.classes.tolist())
-            find = _Find(group, tuple(root for root in kinds if root in members), frozenset(idle.unfit))
-            unit = f" of {group.unit}" if group.unit > 1 else ""
-            kept = group.width - len(find.classes)
-            for guard in self.guards if find.classes else ():
-                if (reason := guard(find, self)) is None:
-                    continue
-                what = f"remove {len(find.classes)} of {group.width} channels{unit}"
-                refused.append(Change(self.name, (group.name,), what, reason=reason, guard=guard.__name__))
-                fit = () if guard is width_on_grid else tuple(c for c in find.classes if c not in find.unfit)
-                find = replace(find, classes=fit)
-            if not find.classes:
-                continue
+            find = _Find(group, tuple(root for root in kinds if root in members), unfit)
+            for guard in self.guards:
+                if find.classes and (reason := guard(find, self)) is not None:
+                    refused.append(Change(self.name, (group.name,), find.action, reason=reason, guard=guard.__name__))
+                    fit = () if guard is width_on_grid else tuple(c for c in find.classes if c not in unfit)
+                    find = replace(find, classes=fit)
+            kept = max(group.width - len(find.classes), 1)
             if width_on_grid in self.guards:
-                kept = kept_classes(max(group.width - len(find.classes), 1), group.width, group.unit, self.round_to)
-            goes = find.classes[: group.width - max(kept, 1)]
-            if goes:
-                chosen.update(goes)
-                words = ", ".join(sorted({kinds[root] for root in goes}))
-                action = f"remove {len(goes)} of {group.width} channels{unit} ({words})"
-                changes.append(Change(self.name, (group.name,), action, details={"removed": len(goes)}))
+                kept = kept_classes(kept, group.width, group.unit, self.round_to)
+            find = replace(find, classes=find.classes[: group.width - kept])
+            if find.classes:
+                chosen.update(find.classes)
+                words = ", ".join(sorted({kinds[root] for root in find.classes}))
+                details = {"removed": len(find.classes)}
+                changes.append(Change(self.name, (group.name,), f"{find.action} ({words})", details=details))
         return chosen, changes, refused

@@ -101,18 +101,21 @@ def _is_own(each: Sum) -> bool:
 
 # ---------------------------------------------------------------------- constants next to padding
 def _merge_constants(idle: Idle, candidates: Flags) -> None:
-    """Of all constant classes that one set of sums reads, the one that is largest there takes the others over."""
+    """A constant class takes over those that count at no other sums; of equals, the largest numbers do."""
     places: dict[int, dict[tuple[int, int], float]] = {}
     for number, each in enumerate(idle.sums):
         for row, k in np.argwhere(candidates[each.classes] & each.counts).tolist():
             at = places.setdefault(int(each.classes[row, k]), {})
             at[number, row] = max(at.get((number, row), 0.0), abs(float(each.values[row, k])))
-    together: dict[frozenset[tuple[int, int]], list[int]] = {}
-    for root, at in sorted(places.items()):
-        together.setdefault(frozenset(at), []).append(root)
-    for roots in together.values():
-        keep = max(roots, key=lambda root: min(places[root].values()))
-        idle.merged |= {root: keep for root in roots if root != keep}
+    keeps: dict[tuple[int, int], list[int]] = {}
+    for root in sorted(places, key=lambda root: (-len(places[root]), -min(places[root].values()), root)):
+        at = places[root]
+        keep = next((other for other in keeps.get(next(iter(at)), ()) if at.keys() <= places[other].keys()), None)
+        if keep is not None:
+            idle.merged[root] = keep
+            continue
+        for place in at:
+            keeps.setdefault(place, []).append(root)
 
 
 # ---------------------------------------------------------------------- duplicates

@@ -647,6 +647,171 @@ COPIES = [
 ]
 
 
-@pytest.mark.parametrize("case", [*ZEROS, *map(carried, CARRIERS), *BIASES, *PADDED, *COPIES], ids=str)
+ATTENTION = "x N,T,6 | Q 6,12 | K 6,12 | V 6,12 | v 12 | O 12,6 | o 6 | s [] | int64 i 4 | int64 j 3"
+HEADS = (
+    "q = MatMul(x, Q) q2 = Reshape(q, i) q3 = Transpose<perm=[0,2,1,3]>(q2)"
+    " k = MatMul(x, K) k2 = Reshape(k, i) k3 = Transpose<perm=[0,2,3,1]>(k2)"
+    " w = MatMul(x, V) w1 = Add(w, v) w2 = Reshape(w1, i) w3 = Transpose<perm=[0,2,1,3]>(w2)"
+    " a = MatMul(q3, k3) b = Mul(a, s) c = Softmax(b) d = MatMul(c, w3) e = Transpose<perm=[0,2,1,3]>(d)"
+    " f = Reshape(e, j) g = MatMul(f, O) y = Add(g, o)"
+)
+SIZES = {"i": "set 0: 0=0 1=0 2=3 3=4", "j": "set 0: 0=0 1=0 2=-1"}
+HEAD = [
+    Planted(
+        "a head is dead by its values",
+        ATTENTION,
+        HEADS,
+        SIZES | {"V": "zero 1: 4 5 6 7", "v": "zero 0: 4 5 6 7"},
+        {"Q": (6, 8), "K": (6, 8), "V": (6, 8), "v": (8,), "O": (8, 6)},
+    ),
+    Planted(
+        "a head is dead by its projection",
+        ATTENTION,
+        HEADS,
+        SIZES | {"O": "zero 0: 8 9 10 11"},
+        {"Q": (6, 8), "K": (6, 8), "V": (6, 8), "v": (8,), "O": (8, 6)},
+    ),
+    Planted(
+        "a width that queries never look at, and one that every head writes to nowhere",
+        ATTENTION,
+        HEADS,
+        SIZES | {"Q": "zero 1: 1 5 9", "O": "zero 0: 2 6 10"},
+        {"Q": (6, 9), "K": (6, 9), "V": (6, 9), "v": (9,), "O": (9, 6)},
+    ),
+    Planted(
+        "a width that only two of three heads ignore stays",
+        ATTENTION,
+        HEADS,
+        SIZES | {"Q": "zero 1: 1 5", "V": "zero 1: 1 5", "v": "zero 0: 1 5"},
+        {},
+    ),
+]
+STAYS = [
+    Planted(
+        "an output of the model",
+        "x N,3,H,W | A 8,3,3,3 | B 5,8,1,1",
+        "h = Conv(x, A) y = Relu(h) y2 = Conv(y, B)",
+        {"A": "zero 0: 1; copy 0: 5=4", "B": "zero 1: 2"},
+        {},
+    ),
+    Planted(
+        "what an operator nobody knows reads",
+        "x N,3,H,W | A 8,3,3,3 | B 5,8,1,1",
+        "h = Conv(x, A) r = MeanVarianceNormalization<axes=[1]>(h) y = Conv(r, B)",
+        {"A": "zero 0: 1", "B": "zero 1: 2"},
+        {},
+    ),
+    Planted(
+        "an image next to constant channels",
+        "x N,3,H,W | A 4,3,1,1 | a 4 | B 5,7,3,3",
+        "h = Conv(x, A, a) k = Concat<axis=1>(x, h) y = Conv(k, B)",
+        {"A": "zero 0: 1", "B": "zero 1: 0"},
+        {"A": (3, 3, 1, 1), "a": (3,), "B": (5, 6, 3, 3)},
+    ),
+    Planted(
+        "copies that another constant tells apart",
+        "x N,3,6,5 | A 8,3,1,1 | m 8,6,5 | B 5,8,1,1",
+        "h = Conv(x, A) r = Mul(h, m) y = Conv(r, B)",
+        {"A": "copy 0: 3=1"},
+        {},
+    ),
+    Planted(
+        "copies in two groups of a norm",
+        "x N,3,6,5 | A 8,3,1,1 | s 2 | t 2 | B 5,8,3,3",
+        "h = Conv(x, A) r = GroupNormalization<num_groups=2>(h, s, t) y = Conv(r, B)",
+        {"A": "copy 0: 4=0"},
+        {},
+        opset=18,
+    ),
+    Planted(
+        "two slices of one channel are two things",
+        "x N,3,6,5 | A 4,3,1,1 | int64 o 1 | int64 l 1 | int64 h 1 | int64 c 1 | B 5,8,1,1",
+        "g = Conv(x, A) r = Slice(g, o, h, c) q = Slice(g, h, l, c) k = Concat<axis=1>(r, q) y = Conv(k, B)",
+        {"A": "copy 0: 3=1", "o": "0", "h": "3", "l": "6", "c": "2"},
+        {"A": (3, 3, 1, 1), "B": (5, 6, 1, 1)},
+    ),
+]
+
+
+@pytest.mark.parametrize("case", [*ZEROS, *map(carried, CARRIERS), *BIASES, *PADDED, *COPIES, *HEAD], ids=str)
 def test_finds_and_removes(case: Planted) -> None:
     check(case)
+
+
+@pytest.mark.parametrize("case", STAYS, ids=str)
+def test_leaves_alone(case: Planted) -> None:
+    check(case)
+
+
+HALF = {"A": "zero 0: 1 6", "a": "set 0: 1=1.5 6=0.4", "B": "copy 1: 5=4"}
+
+
+def test_float16() -> None:
+    """Judged by what float16 itself does to the answers: its noise floor."""
+    check(
+        Planted(
+            "float16",
+            "float16 x 6,4 | float16 A 9,4 | float16 a 9 | float16 B 9,7 | float16 C 7,5 | float16 c 5",
+            "h = Gemm<transB=1>(x, A, a) r = Relu(h) m = MatMul(r, B) t = Tanh(m) y = Gemm(t, C, c)",
+            HALF,
+            {"A": (7, 4), "a": (7,), "B": (7, 6), "C": (6, 5)},
+            outputs={"y": "float16"},
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        {"A": "zero 0: 1", "a": "set 0: 1=1000", "B": "set 0: 1=100"},
+        {"A": "copy 0: 2=1", "a": "copy 0: 2=1", "B": "set 0: 1=40000 2=40000"},
+    ],
+)
+def test_numbers_that_float16_cannot_hold_are_refused(plant: dict[str, str]) -> None:
+    case = Planted(
+        "float16",
+        "float16 x 6,4 | float16 A 9,4 | float16 a 9 | float16 B 9,5",
+        "h = Gemm<transB=1>(x, A, a) r = Relu(h) y = MatMul(r, B)",
+        plant | {"A": f"{plant['A']}; zero 0: 7", "a": f"{plant['a']}; zero 0: 7"},
+        {},
+        outputs={"y": "float16"},
+    )
+    after, changes = slim(case.case.model, feed=case.case.feeds()[0])
+    assert [(c.guard, c.action) for c in changes if not c.applied] == [("numbers_fit", "remove 1 of 8 channels")]
+    assert [c.action for c in changes if c.applied] == ["remove 1 of 9 channels (zero)"]
+    assert shapes_of(after)["B"] == (8, 5)
+
+
+@pytest.mark.parametrize(
+    ("width", "idle", "round_to", "left"),
+    [
+        (64, 20, "auto", 48),
+        (64, 15, "auto", 64),
+        (64, 20, 1, 44),
+        (64, 20, 8, 48),
+        (32, 21, "auto", 12),
+        (32, 3, "auto", 32),
+        (30, 13, "auto", 30),
+        (30, 14, "auto", 16),
+        (20, 20, "auto", 4),
+        (20, 20, 1, 1),
+    ],
+)
+def test_widths_that_are_left_lie_on_the_grid(width: int, idle: int, round_to: int | str, left: int) -> None:
+    case = Planted(
+        "grid",
+        f"x N,3,H,W | A {width},3,1,1 | a {width} | B 5,{width},3,3",
+        "h = Conv(x, A, a) r = Relu(h) y = Conv(r, B)",
+        {"A": "zero 0: " + " ".join(map(str, range(idle))), "a": "set 0: 0=-1 1=0.5"},
+        {},
+    )
+    before, feeds = case.case.model, case.case.feeds()
+    after, changes = slim(before, round_to, feeds[0])
+    found = shapes_of(after)
+    assert (found["A"], found["a"], found["B"]) == ((left, 3, 1, 1), (left,), (5, left, 3, 3))
+    oracles.assert_equal(before, after, Kind.ALGEBRAIC, feeds)
+    refused = {change.guard for change in changes if not change.applied}
+    assert refused == ({"width_on_grid"} if round_to != 1 and left > max(width - idle, 1) else set())
+    again, more = slim(after, round_to, feeds[0])
+    assert not [change for change in more if change.applied]
+    assert again.SerializeToString(deterministic=True) == after.SerializeToString(deterministic=True)
