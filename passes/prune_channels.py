@@ -218,10 +218,12 @@ class PruneChannels:
                 action = f"remove {len(removed)} of {group.width} channels{unit}"
                 changes.append(Change(self.name, (group.name,), action, details={"removed": len(removed)}))
                 continue
-            fixed = limits.kept(group, 1) == group.width
-            reason = "no narrower width is on the grid or within the limits"
-            reason = reason if fixed else "the plan takes as much elsewhere, where less is lost"
-            guard = "width_on_grid" if fixed else "worth_cutting"
+            guard, reason = "width_on_grid", "no narrower width is on the grid or within the limits"
+            if limits.kept(group, 1) < group.width:
+                if self.allocation == "uniform":
+                    reason = "what the ratio leaves is rounded up to the whole width"
+                else:
+                    guard, reason = "worth_cutting", "the plan takes as much elsewhere, where less is lost"
             changes.append(
                 Change(self.name, (group.name,), f"prune {group.width} channels{unit}", reason=reason, guard=guard)
             )
