@@ -96,7 +96,7 @@ def open_feeds(
         half = len(drawn) // 2
         used = DataUsed("random", f"seed {seed}", half, len(drawn) - half, shapes=_shapes(drawn[0]))
         judged = drawn[half:]
-        return Feeds(judged, drawn[:half], judged, None, used, _misdeclared(model, run(session, judged[0])))
+        return Feeds(judged, drawn[:half] or judged, judged, None, used, _misdeclared(model, run(session, judged[0])))
     source = _cut(open_source(data, model, recipe.data), model, recipe)
     misdeclared = _misdeclared(model, run(session, source[0]))
     deciding, judging = source.split()

@@ -27,7 +27,7 @@ import onnx_ir as ir
 from onnxslim_core._budget import answer_breaches, gain_breaches
 from onnxslim_core._feeds import Feeds
 from onnxslim_core.errors import MeasureError
-from onnxslim_core.graph import all_nodes, opset_of
+from onnxslim_core.graph import all_nodes, drop_given_names, opset_of
 from onnxslim_core.measure.cost import Cost, cost
 from onnxslim_core.measure.fidelity import Fidelity, Metric, compare
 from onnxslim_core.measure.inputs import random_samples
@@ -41,7 +41,8 @@ from onnxslim_core.verify import Interface, verify
 
 __all__ = ["Clock", "Job", "difference", "said"]
 
-CLEANUP = ("normalize", "fold_constants")
+FOLDING = "fold_constants"
+CLEANUP = ("normalize", FOLDING)
 """What runs to a fixpoint at the start and after every step, by itself."""
 
 GROWTH = 1.01
@@ -111,6 +112,8 @@ class Job:
         compares: Whether answers are compared.
         times: Whether anything is timed.
         out: Steps (from 1) that stay out, with the record that says why.
+        lean: Every byte counts, since the file would get too big otherwise: nodes without a name get none, and nothing
+            is computed ahead that takes more room than it frees.
     """
 
     start: Model
@@ -128,6 +131,7 @@ class Job:
     progress: Progress
     plan: list[_Planned] = field(default_factory=list)
     out: dict[int, StepRecord] = field(default_factory=dict)
+    lean: bool = False
     costs: dict[int, tuple[Model, Cost]] = field(default_factory=dict)
     verdicts: dict[int, tuple[Model, Fidelity]] = field(default_factory=dict)
 
@@ -213,8 +217,10 @@ class Job:
         began = time.perf_counter()
         with self.clock("passes"):
             work, context = before.copy(), self._context(notes)
-            changes = planned.step.run(work.ir, context) if planned.step is not None else []
+            changes = self._fit(planned.step).run(work.ir, context) if planned.step is not None else []
             changes = [*changes, *(self._tidy(work.ir, context) if planned.tidy else [])]
+            if self.lean:
+                drop_given_names(work.ir.graph)
         seconds = time.perf_counter() - began
         done = any(change.applied for change in changes)
         began = time.perf_counter()
@@ -236,6 +242,12 @@ class Job:
             figures=figures,
         )
         return _State(work, record, context.notes) if kept else _State(before, record, notes)
+
+    def _fit(self, step: Pass) -> Pass:
+        """The pass, or where every byte counts one that adds none."""
+        if not self.lean or step.name != FOLDING:
+            return step
+        return dataclasses.replace(step, max_growth=0)  # type: ignore[type-var]
 
     def _context(self, notes: Mapping[str, Any]) -> Context:
         """What a pass is handed; each step has its own notes, so that those of a step taken back go with it."""
@@ -262,7 +274,7 @@ class Job:
     def _tidy(self, graph: ir.Model, context: Context) -> list[Change]:
         """The cleanup passes until none of them finds anything; with the recipe's own options where it names them."""
         named = {step.name: step for step in reversed(self.recipe.steps)}
-        passes = [named[name].build() if name in named else pass_class(name)() for name in CLEANUP]
+        passes = [self._fit(named[name].build() if name in named else pass_class(name)()) for name in CLEANUP]
         done: list[Change] = []
         for _ in range(ROUNDS):
             found = [change for step in passes for change in step.run(graph, context)]
@@ -318,12 +330,19 @@ class Job:
     def _settle(self, states: Sequence[_State]) -> list[_State]:
         """Walk to the end, and again without whatever breaks a promise, until all hold.
 
-        Comes to an end because every round leaves one more step out for good.
+        Comes to an end because every round but one leaves one more step out for good.
         """
         found = self._walk(states)
-        while (fault := self._malformed(found) or self._grown(found) or self._unequal(found)) is not None:
+        while True:
+            fault = self._malformed(found)
+            if fault is None and (fault := self._grown(found)) is not None and not self.lean:
+                self.lean = True
+                found = self._walk([])
+                continue
+            fault = fault or self._unequal(found)
+            if fault is None:
+                return found
             found = self._without(found, *fault)
-        return found
 
     def _without(self, states: Sequence[_State], number: int, reason: str) -> list[_State]:
         """The walk with a step left out for good."""

@@ -24,9 +24,12 @@ __all__ = [
     "array_of",
     "attribute",
     "bodies",
+    "drop_given_names",
     "is_op",
     "label_of",
+    "name_node",
     "opset_of",
+    "own_name",
     "owner_of",
     "remove",
     "replace",
@@ -38,6 +41,9 @@ __all__ = [
 STANDARD = ("", "ai.onnx")
 """Both spellings of the standard operator domain."""
 
+
+_OUR_NAME = "onnxslim_core.our_name"
+"""In a node's `meta`: its name is ours."""
 
 _BODIES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
@@ -79,6 +85,24 @@ def all_nodes(graph: ir.Graph) -> list[ir.Node]:
         for body in bodies(node):
             found += all_nodes(body)
     return found
+
+
+def drop_given_names(graph: ir.Graph) -> None:
+    """Take the names off the nodes that had none before `name_node`: a node needs none, and each takes bytes."""
+    for node in all_nodes(graph):
+        if node.meta.pop(_OUR_NAME, None) is not None:
+            node.name = ""  # None would be given a name by the next copy
+
+
+def own_name(node: ir.Node) -> str:
+    """The name that the node came with; empty where it had none."""
+    return "" if _OUR_NAME in node.meta else node.name or ""
+
+
+def name_node(node: ir.Node, name: str) -> None:
+    """Give a name to a node without one."""
+    node.name = name
+    node.meta[_OUR_NAME] = True
 
 
 def users_of(value: ir.Value) -> tuple[list[tuple[ir.Node, int]], bool]:
@@ -193,7 +217,7 @@ def add_node(
         raise InternalError("cannot insert before a node that is in no graph", label_of(before))
     hint = hint or (before.name or before.op_type)
     node = ir.node(op_type, inputs, dict(attributes or {}), domain=domain, num_outputs=num_outputs)
-    node.name = names.new(f"{hint}/{op_type}")
+    name_node(node, names.new(f"{hint}/{op_type}"))
     for index, value in enumerate(node.outputs):
         value.name = names.new(f"{node.name}_output_{index}")
     graph.insert_before(before, node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxslim_core.errors import InternalError
-from onnxslim_core.graph import Names, attribute, bodies, label_of, remove, replace
+from onnxslim_core.graph import Names, attribute, bodies, label_of, name_node, remove, replace
 
 __all__ = ["inline_branch", "unique_names"]
 
@@ -24,7 +24,7 @@ def unique_names(model: ir.Model, names: Names) -> int:
         own = [] if graph is model.graph else [*graph.inputs, *graph.initializers.values()]
         for node in graph:
             if not node.name:
-                node.name = names.new(node.op_type)
+                name_node(node, names.new(node.op_type))
                 count += 1
             own.extend(v for v in node.outputs if v.name or v.uses() or v.is_graph_output())
             graphs.extend(bodies(node))

@@ -15,7 +15,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxslim_core.graph import STANDARD, Names, add_constant, attribute, bodies, is_op, label_of, remove, replace
+from onnxslim_core.graph import (
+    STANDARD,
+    Names,
+    add_constant,
+    attribute,
+    bodies,
+    is_op,
+    label_of,
+    own_name,
+    remove,
+    replace,
+)
 
 from ._control import inline_branch
 from ._evaluate import evaluate
@@ -188,6 +199,8 @@ class Fold:
             sizes, dtype = self.facts.dims(value), self.facts.elem_type(value)
             if sizes is None or dtype is None or not all(isinstance(s, int) for s in sizes):
                 return False
+            if dtype == ir.DataType.STRING:  # of no fixed size
+                return False
             room -= math.ceil(math.prod(s for s in sizes if isinstance(s, int)) * ir.DataType(dtype).itemsize)
         return room >= 0
 
@@ -284,7 +297,7 @@ def _tensor_size(name: str, array: np.ndarray | None) -> int:
 
 def _node_size(node: ir.Node) -> int:
     """About what a node takes in the file, at most."""
-    size = 8 + len(node.name or "") + len(node.op_type)
+    size = 8 + len(own_name(node)) + len(node.op_type)
     size += sum(len(v.name or "") + 2 for v in (*node.inputs, *node.outputs) if v is not None)
     for attr in node.attributes.values():
         size += len(attr.name) + 8

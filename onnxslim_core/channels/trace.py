@@ -74,6 +74,7 @@ def _visit(flow: Flow, node: ir.Node) -> None:
         flow.freeze(node, "the shape of what it reads or makes is not known")
     else:
         flow.atoms.author = verbs.label_of(node)
+        flow.ruled.add(node)
         rule.label(flow, node)
 
 

@@ -8,6 +8,7 @@ guess is proven by a run. Where nothing runs, the error names the input and says
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -24,6 +25,8 @@ from onnxslim_core.graph import is_op
 from onnxslim_core.measure.session import open_session, run
 
 if TYPE_CHECKING:
+    import onnxruntime as ort
+
     from onnxslim_core.model import Model
 
 __all__ = ["InputSpec", "indexed_tables", "input_specs", "parse_shape", "parse_value", "random_samples"]
@@ -139,11 +142,11 @@ def random_samples(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     values: Mapping[str, object] | None = None,
 ) -> list[dict[str, np.ndarray]]:
-    """Seeded random inputs at sizes that run; the first sample has been run.
+    """Seeded random inputs at sizes that run; every sample has been run.
 
     Args:
         model: Its inputs are asked for.
-        count: How many samples.
+        count: How many samples; fewer come where most contents do not run (a divisor of 0, a k that is too large).
         seed: The same seed gives the same samples.
         shapes: Sizes for inputs, by name.
         values: A number to fill an input with, or its whole content.
@@ -168,17 +171,34 @@ def random_samples(
         except MeasureError as err:
             error = error or err
         else:
-            samples = [sample, *(draw.sample(specs) for _ in range(count - 1))]
-            if all(not isinstance(v, np.ndarray) or v.size for v in outputs.values()):
-                return samples[:count]
-            fallback = fallback or samples
+            has_content = all(not isinstance(v, np.ndarray) or v.size for v in outputs.values())
+            if has_content or fallback is None:
+                samples = [sample, *_more(session, draw, specs, count - 1)]
+                if has_content:
+                    return samples
+                fallback = samples
         if time.monotonic() > give_up:
             break
     if fallback is not None:
-        return fallback[:count]
+        return fallback
     open_names = [s.name for s in specs if not s.is_static and s.name not in shapes]
     blamed = ", ".join(f"'{n}'" for n in (open_names or [s.name for s in specs]))
     raise MeasureError(f"no random input runs, tried sizes for {blamed}: {error}", _HINT) from error
+
+
+def _more(
+    session: ort.InferenceSession, draw: _Draw, specs: Sequence[InputSpec], count: int
+) -> list[dict[str, np.ndarray]]:
+    """More samples that run; up to four draws for each."""
+    found: list[dict[str, np.ndarray]] = []
+    for _ in range(4 * count):
+        if len(found) == count:
+            break
+        sample = draw.sample(specs)
+        with contextlib.suppress(MeasureError):
+            run(session, sample)
+            found.append(sample)
+    return found
 
 
 def _check(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, object]) -> None:

@@ -125,6 +125,8 @@ class Flow:
     opset: int
     atoms: Atoms = field(default_factory=Atoms)
     table: dict[ir.Value, Labels] = field(default_factory=dict)
+    ruled: set[ir.Node] = field(default_factory=set)
+    """Nodes whose rule was asked: neither constant nor frozen, and every shape they need is known."""
     constants: set[ir.Value] = field(default_factory=set)
     sized: set[ir.Value] = field(default_factory=set)
     """Constants that are computed from sizes of inputs: at another size they are other ones."""
