@@ -133,6 +133,8 @@ def _value(consts: Consts, node: ir.Node) -> None:
     if array is None or array.dtype.kind != "f":
         return
     groups, x = _group(node), consts.get(node.inputs[0])
+    if x is not None and x.size != x.shape[1]:
+        x = None  # known along other axes than the channels, which a kernel mixes
     channels = consts.flow.shape(node.inputs[0])[1]
     given = np.full(channels, np.nan) if x is None else np.broadcast_to(x.reshape(-1), (channels,))
     if _transposed(node):

@@ -155,6 +155,27 @@ def _label_instance(flow: Flow, node: ir.Node) -> None:
             flow.use(node, index, 0, labels.reshape(-1), "carry")
 
 
+def _value_norm(consts: Consts, node: ir.Node) -> None:
+    """What is zero everywhere, or scaled by zero, comes out as its shift.
+
+    Any other constant would, too, in real arithmetic; rounding of its mean is divided by the root of epsilon.
+    """
+    x = consts.full(_first(node))
+    scale, shift = consts.operand(node.inputs[1]), consts.operand(node.inputs[2])
+    groups = int(verbs.attribute(node, "num_groups", x.shape[1]))
+    if scale is None or shift is None or x.size != x.shape[1] or x.shape[1] % groups:
+        return
+    zero = np.repeat((x == 0).reshape(groups, -1).all(axis=1), x.size // groups)
+    scale, shift = (np.repeat(each, x.size // each.size) for each in (scale, shift))
+    consts.set(node.outputs[0], np.where(zero | (scale == 0), shift, np.nan).reshape(x.shape))
+
+
+def _first(node: ir.Node) -> ir.Value:
+    value = node.inputs[0]
+    assert value is not None
+    return value
+
+
 def _pool_value(consts: Consts, node: ir.Node) -> None:
     """A constant channel stays so, but for the zeros that an average counts at its padded border."""
     x = consts.get(node.inputs[0])
@@ -210,8 +231,8 @@ RULES = {
     "ReverseSequence": Rule(_over(lambda flow, node, rank: [0, 1])),  # batch_axis and time_axis are these two
     "Trilu": Rule(_over(lambda flow, node, rank: [-2, -1])),
     "LRN": Rule(_over(lambda flow, node, rank: [1])),
-    "GroupNormalization": Rule(_label_group_norm, _cut_group_norm),
-    "InstanceNormalization": Rule(_label_instance, _instance_cut),
+    "GroupNormalization": Rule(_label_group_norm, _cut_group_norm, _value_norm),
+    "InstanceNormalization": Rule(_label_instance, _instance_cut, _value_norm),
     "Resize": Rule(_label_resize, _cut_resize, _value_resize),
     "Upsample": Rule(_label_resize, None, _value_resize),
 }

@@ -6,6 +6,7 @@ go through the same one. Reshape works per block of axes with equal product, so 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -87,6 +88,8 @@ def reshaped(array: Array, before: Sequence[int], after: Sequence[int]) -> Array
 
 
 def _reshape(flow: Flow, node: ir.Node, array: Array) -> list[Array] | None:
+    if math.prod(flow.shape(node.inputs[0])) != math.prod(flow.shape(node.outputs[0])):
+        return None
     return [reshaped(array, flow.shape(node.inputs[0]), flow.shape(node.outputs[0]))]
 
 
@@ -375,24 +378,29 @@ def _cut_concat(cut: Cut, node: ir.Node) -> None:
 
 
 def _value_concat(consts: Consts, node: ir.Node) -> None:
+    """Along labelled channels each part keeps its values; elsewhere a channel is constant where all parts agree."""
     flow = consts.flow
     labels = flow.labels(node.outputs[0])
-    axis = _axis(node, len(flow.shape(node.outputs[0])))
-    if labels is None or labels.shape[axis] == 1:
+    if labels is None:
         return
-    found: list[Array | None] = []
+    axis = _axis(node, labels.ndim)
+    found: list[Array] = []
     for value in node.inputs:
         assert value is not None
-        if not flow.is_constant(value):
-            found.append(consts.full(value))
-            continue
-        operand = consts.operand(value)
+        operand = consts.operand(value) if flow.is_constant(value) else consts.full(value)
         if operand is None:
             operand = np.full((1,) * labels.ndim, np.nan)
         found.append(operand)
-    shapes = [part.shape for part in found if part is not None]
-    if all(len(shape) == labels.ndim for shape in shapes):
-        consts.set(node.outputs[0], np.asarray(_concat_parts(flow, node, found, [None] * len(found)), np.float64))
+    if any(part.ndim != labels.ndim for part in found):
+        return
+    if labels.shape[axis] > 1:
+        consts.set(node.outputs[0], np.asarray(_concat_parts(flow, node, list(found), [None] * len(found)), np.float64))
+        return
+    widths = [1 if i == axis else max(part.shape[i] for part in found) for i in range(labels.ndim)]
+    spread = [
+        np.broadcast_to(part, [part.shape[axis] if i == axis else w for i, w in enumerate(widths)]) for part in found
+    ]
+    consts.set(node.outputs[0], np.concatenate(spread, axis=axis, dtype=np.float64))
 
 
 # ---------------------------------------------------------------------- Pad, Expand, Tile
@@ -460,7 +468,11 @@ def _value_pad(consts: Consts, node: ir.Node) -> None:
     """New channels hold the pad value; a channel padded in space stays constant only where it is that value."""
     flow, rank = consts.flow, len(consts.flow.shape(node.outputs[0]))
     pads, x, labels = _pads(flow, node, rank), consts.full(_first(node)), flow.labels(_first(node))
-    if pads is None or labels is None or str(verbs.attribute(node, "mode", "constant")) != "constant":
+    if pads is None or labels is None:
+        return
+    if str(verbs.attribute(node, "mode", "constant")) != "constant":
+        if all(size == 1 or pads[axis] == (0, 0) for axis, size in enumerate(labels.shape)):
+            consts.set(node.outputs[0], x)  # what is copied to the border is that value again
         return
     fill = float(verbs.attribute(node, "value", 0.0))
     if len(node.inputs) > 2 and node.inputs[2] is not None:
@@ -524,6 +536,23 @@ def _label_depth_to_space(flow: Flow, node: ir.Node) -> None:
     flow.set(node.outputs[0], labels)
 
 
+def _value_depth_to_space(consts: Consts, node: ir.Node) -> None:
+    """Known where the r x r channels that become one all hold the same number."""
+    x = consts.get(node.inputs[0])
+    if x is None or x.size != x.shape[1]:
+        return
+    square = int(verbs.attribute(node, "blocksize", 1)) ** 2
+    crd = str(verbs.attribute(node, "mode", "DCR")) == "CRD"
+    parts = x.reshape(-1, square) if crd else x.reshape(square, -1).T
+    consts.set(node.outputs[0], np.where((parts == parts[:, :1]).all(axis=1), parts[:, 0], np.nan).reshape(1, -1, 1, 1))
+
+
+def _value_space_to_depth(consts: Consts, node: ir.Node) -> None:
+    x = consts.get(node.inputs[0])
+    if x is not None and x.size == x.shape[1]:
+        consts.set(node.outputs[0], np.tile(x, (1, int(verbs.attribute(node, "blocksize", 1)) ** 2, 1, 1)))
+
+
 def _label_space_to_depth(flow: Flow, node: ir.Node) -> None:
     labels = flow.labels(node.inputs[0])
     if labels is None:
@@ -549,6 +578,6 @@ RULES = {
     "Pad": Rule(_label_pad, _cut_pad, _value_pad),
     "Expand": _rule(_expand, _cut_expand),
     "Tile": _rule(_tile),
-    "DepthToSpace": Rule(_label_depth_to_space),
-    "SpaceToDepth": Rule(_label_space_to_depth),
+    "DepthToSpace": Rule(_label_depth_to_space, None, _value_depth_to_space),
+    "SpaceToDepth": Rule(_label_space_to_depth, None, _value_space_to_depth),
 }

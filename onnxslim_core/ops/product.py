@@ -178,9 +178,8 @@ def _value(consts: Consts, node: ir.Node) -> None:
     if rows is None or labels is None:
         return
     side = _side(node, labels, 1 - constant, max(2, labels.ndim))
-    if side.size > side.shape[-1 if constant else -2]:
-        return
-    x = consts.get(node.inputs[1 - constant])
+    alone = side.size == side.shape[-1 if constant else -2]
+    x = consts.get(node.inputs[1 - constant]) if alone else None  # else all that is known is what weighs nothing
     given = np.full(rows.shape[1], np.nan) if x is None else np.broadcast_to(x.reshape(-1), (rows.shape[1],))
     weight = rows.transpose(0, 2, 1)[..., None] * float(verbs.attribute(node, "alpha", 1.0))
     result = product(weight, given.reshape(1, 1, -1), True).reshape(-1)

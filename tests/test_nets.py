@@ -1,0 +1,114 @@
+"""Pieces of networks that were met in the wild and once left something behind, or came out wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnxslim_core.passes import pass_class
+
+from onnxslim_core.model import load
+from onnxslim_core.rewrite import Context
+from onnxslim_core.verify import Interface, verify
+from tests import oracles
+from tests.channels.test_idle import Planted, check
+from tests.ops.cases import Case
+
+ODD = "zero 0: 1 3 5 7"
+ODD16 = "zero 0: 1 3 5 7 9 11 13 15"
+
+IDLE = [
+    Planted(
+        "as many groups as channels in each: whole groups and positions look alike",
+        "x N,3,H,W | A 16,3,3,3 | B 16,4,3,3 | b 16 | Z 5,16,1,1",
+        "h = Conv(x, A) r = Relu(h) k = Conv<group=4, pads=[1,1,1,1]>(r, B, b) q = Relu(k) y = Conv(q, Z)",
+        {"A": ODD16, "B": ODD16, "b": ODD16},
+        {"A": (8, 3, 3, 3), "B": (8, 2, 3, 3), "b": (8,), "Z": (5, 8, 1, 1)},
+    ),
+    Planted(
+        "whole groups, as many as channels in each",
+        "x N,3,H,W | A 16,3,3,3 | B 16,4,3,3 | b 16 | Z 5,16,1,1",
+        "h = Conv(x, A) r = Relu(h) k = Conv<group=4, pads=[1,1,1,1]>(r, B, b) q = Relu(k) y = Conv(q, Z)",
+        {"A": "zero 0: 4 5 6 7", "B": "zero 0: 4 5 6 7", "b": "zero 0: 4 5 6 7"},
+        {"A": (12, 3, 3, 3), "B": (12, 4, 3, 3), "b": (12,), "Z": (5, 12, 1, 1)},
+    ),
+    Planted(
+        "style transfer: reflected borders and InstanceNormalization",
+        "x N,3,8,9 | int64 P 8 | A 8,3,3,3 | s 8 | t 8 | B 6,8,3,3",
+        'h = Conv(x, A) n = InstanceNormalization(h, s, t) r = Relu(n) p = Pad<mode="reflect">(r, P) y = Conv(p, B)',
+        {"P": "zero 0: 0 1 4 5; set 0: 2=1 3=1 6=1 7=1", "A": ODD, "s": "0.7", "t": ODD},
+        {"A": (4, 3, 3, 3), "s": (4,), "t": (4,), "B": (6, 4, 3, 3)},
+    ),
+    Planted(
+        "InstanceNormalization with a scale of zero is its shift",
+        "x N,3,8,9 | A 8,3,3,3 | s 8 | t 8 | B 6,8,3,3",
+        "h = Conv(x, A) n = InstanceNormalization(h, s, t) r = Relu(n) y = Conv(r, B)",
+        {"s": "zero 0: 2 6"},
+        {"A": (6, 3, 3, 3), "s": (6,), "t": (6,), "B": (6, 6, 3, 3)},
+        nodes=("Conv", "InstanceNormalization", "Relu", "Conv"),
+    ),
+    Planted(
+        "sub-pixel convolution: the four channels of one that is dead",
+        "x N,3,H,W | A 16,3,3,3 | B 6,4,3,3",
+        'h = Conv(x, A) r = Relu(h) d = DepthToSpace<blocksize=2, mode="CRD">(r) y = Conv(d, B)',
+        {"A": "zero 0: 4 5 6 7 12 13 14 15"},
+        {"A": (8, 3, 3, 3), "B": (6, 2, 3, 3)},
+    ),
+    Planted(
+        "space to depth of a dead channel",
+        "x N,3,10,8 | A 6,3,3,3 | B 7,24,1,1",
+        "h = Conv(x, A) r = Relu(h) d = SpaceToDepth<blocksize=2>(r) y = Conv(d, B)",
+        {"A": "zero 0: 1 4"},
+        {"A": (4, 3, 3, 3), "B": (7, 16, 1, 1)},
+    ),
+    Planted(
+        "branches stacked on an axis of their own",
+        "x N,3,H,W | int64 U 1 | A 8,3,3,3 | B 8,3,3,3 | Z 5,8,1,1",
+        "a = Conv(x, A) b = Conv(x, B) a5 = Unsqueeze(a, U) b5 = Unsqueeze(b, U) c = Concat<axis=1>(a5, b5)"
+        " s = Softmax<axis=1>(c) m = Mul(c, s) z = ReduceSum<keepdims=0>(m, U) y = Conv(z, Z)",
+        {"U": "1", "A": "zero 0: 1 6", "B": "zero 0: 1 2"},
+        {"A": (7, 3, 3, 3), "B": (7, 3, 3, 3), "Z": (5, 7, 1, 1)},
+    ),
+    Planted(
+        "token mixing: neurons beside channels that are labelled already",
+        "x N,5,6 | E 6,8 | T 5,10 | t 10 | U 10,5 | Z 8,4",
+        "e = MatMul(x, E) h = Transpose<perm=[0,2,1]>(e) m = MatMul(h, T) b = Add(m, t) r = Relu(b) u = MatMul(r, U)"
+        " k = Transpose<perm=[0,2,1]>(u) y = MatMul(k, Z)",
+        {"T": "zero 1: 2 7", "t": "zero 0: 2 7"},
+        {"T": (5, 8), "t": (8,), "U": (8, 5)},
+    ),
+]
+
+
+@pytest.mark.parametrize("case", IDLE, ids=str)
+def test_what_is_dead_goes(case: Planted) -> None:
+    check(case)
+
+
+def pruned(model: onnx.ModelProto, feed: dict[str, np.ndarray], **options: object) -> onnx.ModelProto:
+    """The model after prune_channels, valid by the verifier."""
+    held = load(model)
+    interface = Interface.of(held.ir)
+    pass_class("prune_channels")(**options).run(held.ir, Context(samples=[feed]))
+    assert not (problems := verify(held.ir, interface)), problems
+    return held.to_proto()
+
+
+def test_expected_values_do_not_reach_a_conv_that_slides_over_channels() -> None:
+    """Channel attention of ECA-Net: a Conv along the vector of channels once broke the repair of the bias."""
+    case = Case(
+        "eca",
+        "x N,3,H,W | A 8,3,3,3 | s 8 | t 8 | m 8 | v 8 | int64 U 1 | E 1,1,3 | B 6,8,1,1 | Z 5,6,1,1",
+        "h = Conv(x, A) n = BatchNormalization(h, s, t, m, v) p = ReduceMean<axes=[2,3], keepdims=0>(n)"
+        " w = Unsqueeze(p, U) e = Conv<pads=[1,1]>(w, E) k = Mul(n, n) b = Conv(k, B) r = Relu(b) y = Conv(r, Z)"
+        " y2 = Identity(e)",
+        0,
+        arrays={"v": np.full(8, 0.7), "U": [1]},
+    )
+    feed = case.feeds()[0]
+    small = pruned(case.model, feed, ratio=0.5, round_to=1)
+    shapes = {t.name: tuple(t.dims) for t in small.graph.initializer}
+    assert shapes["A"] == (8, 3, 3, 3)
+    assert shapes["Z"] == (5, 3, 1, 1)
+    for each in case.feeds():
+        assert [y.shape for y in oracles.run(small, each)] == [y.shape for y in oracles.run(case.model, each)]
