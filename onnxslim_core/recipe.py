@@ -86,10 +86,14 @@ def _read_step(raw: Mapping[str, Any], where: str, errors: Errors) -> Step | Non
     if not isinstance(name, str):
         errors.add(where, "a pass needs a name" if name is None else f"name is {shown(name)}, not text")
         return None
-    if name not in known:
+    if name not in known and ":" not in name:
         errors.unknown(where, name, "pass", known)
         return None
-    cls = pass_class(name)
+    try:
+        cls = pass_class(name)
+    except RecipeError as err:
+        errors.add(where, str(err))
+        return None
     types_ = _option_types(cls)
     options: dict[str, Any] = {}
     for key, value in raw.items():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import importlib.metadata
 from dataclasses import dataclass
+from typing import cast
 
 from onnxslim_core.errors import RecipeError
 from onnxslim_core.rewrite import Kind, Pass
@@ -11,7 +14,10 @@ from onnxslim_core.rewrite import Kind, Pass
 if __name__ != "onnxslim_core.passes":
     raise ImportError("import onnxslim_core.passes, not " + __name__)
 
-__all__ = ["TABLE", "Row", "pass_class"]
+__all__ = ["GROUP", "TABLE", "Row", "pass_class"]
+
+GROUP = "onnxslim_core.passes"
+"""Entry points of passes that other packages bring along."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,9 @@ TABLE = (
 def pass_class(name: str) -> type[Pass]:
     """The class of a pass by its name in a recipe.
 
+    A pass of another package is called `PACKAGE:NAME`; it is an entry point of the group `onnxslim_core.passes`, is
+    loaded only when it is asked for by that name, and so cannot shadow one of ours.
+
     Raises:
         RecipeError: if there is no such pass.
     """
@@ -45,4 +54,14 @@ def pass_class(name: str) -> type[Pass]:
         if row.name == name:
             found: type[Pass] = getattr(importlib.import_module(f".{row.module}", __name__), row.class_name)
             return found
-    raise RecipeError(f"no pass is called '{name}'", f"known: {', '.join(row.name for row in TABLE)}")
+    foreign = {f"{e.dist.name}:{e.name}": e for e in importlib.metadata.entry_points(group=GROUP) if e.dist}
+    if name in foreign:
+        return _checked(name, foreign[name].load())
+    known = ", ".join([*(row.name for row in TABLE), *sorted(foreign)])
+    raise RecipeError(f"no pass is called '{name}'", f"known: {known}")
+
+
+def _checked(name: str, found: object) -> type[Pass]:
+    if isinstance(found, type) and dataclasses.is_dataclass(found) and isinstance(getattr(found, "kind", None), Kind):
+        return cast("type[Pass]", found)  # a protocol with class variables cannot be tested for
+    raise RecipeError(f"'{name}' is no pass", "a frozen dataclass with name, kind and run(model, context)")

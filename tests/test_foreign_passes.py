@@ -1,0 +1,68 @@
+"""Passes that other packages bring along, by entry points."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import onnx_ir as ir
+import pytest
+from onnxslim_core.passes import GROUP, pass_class
+
+from onnxslim_core.errors import RecipeError
+from onnxslim_core.recipe import Recipe
+from onnxslim_core.rewrite import Change, Context, Kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """Write a word into the doc string."""
+
+    name: ClassVar[str] = "stamp"
+    kind: ClassVar[Kind] = Kind.BITWISE
+    word: str = "seen"
+
+    def run(self, model: ir.Model, context: Context) -> list[Change]:
+        model.doc_string = self.word
+        return [Change(self.name, (), "stamped")]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "elsewhere-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text(f"[{GROUP}]\nstamp = elsewhere_passes:Stamp\nodd = elsewhere_passes:ODD\n")
+    module = types.ModuleType("elsewhere_passes")
+    module.__dict__.update(Stamp=Stamp, ODD=3)
+    monkeypatch.setitem(sys.modules, "elsewhere_passes", module)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_foreign_pass_runs_by_its_full_name_with_checked_options() -> None:
+    recipe = Recipe.parse('version = 1\n[[pass]]\nname = "elsewhere:stamp"\nword = "here"\n')
+    model = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 17}), ir_version=8)
+    recipe.steps[0].build().run(model, Context())
+    assert model.doc_string == "here"
+    with pytest.raises(RecipeError, match="unknown option 'wrod'"):
+        Recipe.parse('version = 1\n[[pass]]\nname = "elsewhere:stamp"\nwrod = "here"\n')
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_what_is_no_pass_is_refused() -> None:
+    with pytest.raises(RecipeError, match="'elsewhere:odd' is no pass"):
+        pass_class("elsewhere:odd")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_foreign_pass_has_no_short_name() -> None:
+    with pytest.raises(RecipeError, match="stamp"):
+        Recipe.parse('version = 1\n[[pass]]\nname = "stamp"\n')
+    with pytest.raises(RecipeError, match="nobody:stamp"):
+        Recipe.parse('version = 1\n[[pass]]\nname = "nobody:stamp"\n')
