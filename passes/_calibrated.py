@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -39,6 +39,7 @@ class Calibrated:
     batches: Sequence[Sample]
     consumers: dict[ir.Node, Consumer]
     moments: dict[ir.Node, Moments]
+    answers: list[Mapping[str, object]] = field(default_factory=list)
 
     @classmethod
     def of(cls, channels: ChannelGraph, context: Context) -> Calibrated:
@@ -84,7 +85,25 @@ class Calibrated:
                 weights, bias = solved[str(node.name)]
                 keep = kept.get(str(node.name))
                 put_weights(probe, node, *((weights, bias) if keep is None else (weights[:, keep], bias[keep])))
-        return _error(model, probe, _first(self.batches, _PROBE))
+        return self._error(probe)
+
+    def _error(self, probe: ir.Model) -> float:
+        """Mean over the outputs of the squared error over the variance, on the first samples."""
+        batches = _first(self.batches, _PROBE)
+        if not self.answers:
+            session = open_session(wrap(self.channels.flow.model), threads=self.context.threads)
+            self.answers = [run(session, batch) for batch in batches]
+        session = open_session(wrap(probe), threads=self.context.threads)
+        lost: dict[str, list[float]] = {}
+        for batch, before in zip(batches, self.answers, strict=True):
+            after = run(session, batch)
+            for name, answer in before.items():
+                if isinstance(answer, np.ndarray) and answer.dtype.kind == "f":
+                    wide = np.asarray(answer, np.float64)
+                    apart = float(np.square(np.asarray(after[name], np.float64) - wide).sum())
+                    spread = float(np.square(wide - wide.mean(axis=0)).sum())
+                    lost.setdefault(name, []).append(apart / max(spread, 1e-12))
+        return float(np.mean([np.mean(found) for found in lost.values()])) if lost else 0.0
 
 
 def _solved(
@@ -144,21 +163,6 @@ def _first(batches: Sequence[Sample], count: int) -> list[Sample]:
         if count <= 0:
             break
     return found
-
-
-def _error(model: ir.Model, probe: ir.Model, batches: Sequence[Sample]) -> float:
-    """Mean over the outputs of the squared error over the variance."""
-    sessions = [open_session(wrap(each), threads=1) for each in (model, probe)]
-    lost: dict[str, list[float]] = {}
-    for batch in batches:
-        before, after = (run(session, batch) for session in sessions)
-        for name, answer in before.items():
-            if not isinstance(answer, np.ndarray) or answer.dtype.kind != "f":
-                continue
-            wide = np.asarray(answer, np.float64)
-            apart = float(np.square(np.asarray(after[name], np.float64) - wide).sum())
-            lost.setdefault(name, []).append(apart / max(float(np.square(wide - wide.mean(axis=0)).sum()), 1e-12))
-    return float(np.mean([np.mean(found) for found in lost.values()])) if lost else 0.0
 
 
 def repaired_nodes(channels: ChannelGraph, classes: Sequence[int]) -> list[str]:
