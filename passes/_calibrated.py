@@ -39,7 +39,7 @@ class Calibrated:
     batches: Sequence[Sample]
     consumers: dict[ir.Node, Consumer]
     moments: dict[ir.Node, Moments]
-    answers: list[Mapping[str, object]] = field(default_factory=list)
+    answers: list[dict[str, NDArray[np.float64]]] = field(default_factory=list)
 
     @classmethod
     def of(cls, channels: ChannelGraph, context: Context) -> Calibrated:
@@ -92,18 +92,31 @@ class Calibrated:
         batches = _first(self.batches, _PROBE)
         if not self.answers:
             session = open_session(wrap(self.channels.flow.model), threads=self.context.threads)
-            self.answers = [run(session, batch) for batch in batches]
+            self.answers = [_floats(run(session, batch)) for batch in batches]
         session = open_session(wrap(probe), threads=self.context.threads)
-        lost: dict[str, list[float]] = {}
+        lost = dict.fromkeys(self.answers[0], 0.0)
         for batch, before in zip(batches, self.answers, strict=True):
             after = run(session, batch)
             for name, answer in before.items():
-                if isinstance(answer, np.ndarray) and answer.dtype.kind == "f":
-                    wide = np.asarray(answer, np.float64)
-                    apart = float(np.square(np.asarray(after[name], np.float64) - wide).sum())
-                    spread = float(np.square(wide - wide.mean(axis=0)).sum())
-                    lost.setdefault(name, []).append(apart / max(spread, 1e-12))
-        return float(np.mean([np.mean(found) for found in lost.values()])) if lost else 0.0
+                lost[name] += float(np.square(np.asarray(after[name], np.float64) - answer).sum())
+        shares = [error / max(_variance([a[name] for a in self.answers]), 1e-12) for name, error in lost.items()]
+        return float(np.mean(shares)) if shares else 0.0
+
+
+def _floats(answers: Mapping[str, object]) -> dict[str, NDArray[np.float64]]:
+    return {
+        name: np.asarray(answer, np.float64)
+        for name, answer in answers.items()
+        if isinstance(answer, np.ndarray) and answer.dtype.kind == "f"
+    }
+
+
+def _variance(answers: Sequence[NDArray[np.float64]]) -> float:
+    """Summed squares around the mean answer; around zero where there is but one answer, or shapes differ."""
+    if len({answer.shape[1:] for answer in answers}) > 1 or answers[0].ndim == 0:
+        return float(sum(np.square(answer).sum() for answer in answers))
+    together = np.concatenate(answers)
+    return float(np.square(together - together.mean(axis=0) if len(together) > 1 else together).sum())
 
 
 def _solved(
