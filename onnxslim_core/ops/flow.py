@@ -248,6 +248,7 @@ class Flow:
         """What the node reads stays, and what it makes stays; `text` says why."""
         reason = Reason(verbs.label_of(node), text)
         self.frozen.append(reason)
+        self.ruled.discard(node)  # what its rule would say of values holds for what it labels only
         for value in node.inputs if values is None else values:
             if (labels := self.labels(value)) is not None:
                 self.atoms.pin(labels, reason)

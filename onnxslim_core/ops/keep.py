@@ -40,6 +40,12 @@ def _same(consts: Consts, node: ir.Node) -> None:
         consts.set(node.outputs[0], x)
 
 
+def _zero(consts: Consts, node: ir.Node) -> None:
+    """Dropout in training draws what it keeps; zero stays zero."""
+    if (x := consts.get(node.inputs[0])) is not None:
+        consts.set(node.outputs[0], np.where(x == 0, 0.0, np.nan))
+
+
 def _label_batchnorm(flow: Flow, node: ir.Node) -> None:
     labels = flow.labels(node.inputs[0])
     constant = all(flow.is_constant(value) for value in node.inputs[1:5])
@@ -120,7 +126,7 @@ RULES = {
     **{op: Rule(_label, None, _value) for op in NUMERIC},
     **{op: Rule(_label) for op in _OPAQUE},
     "Identity": Rule(_label, None, _same),
-    "Dropout": Rule(_label, None, _same),
+    "Dropout": Rule(_label, None, _zero),
     "Cast": Rule(_label),
     "BatchNormalization": Rule(_label_batchnorm, _cut_batchnorm, _value_batchnorm),
     "QuantizeLinear": Rule(_label_scaled, _cut_scaled),

@@ -56,10 +56,12 @@ def _value_reduce(consts: Consts, node: ir.Node) -> None:
     """A channel that is constant keeps its value under mean, maximum and minimum over other axes; zero under sums."""
     x, labels = consts.get(node.inputs[0]), consts.flow.labels(node.inputs[0])
     axes = None if labels is None else _reduced(consts.flow, node, labels)
-    if x is None or axes is None or any(x.shape[axis] > 1 for axis in axes):
+    if x is None or axes is None:
         return
-    if node.op_type not in ("ReduceMean", "ReduceMax", "ReduceMin"):
-        x = np.where(x == 0, 0.0, np.nan)
+    if node.op_type in ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceProd"):
+        x = np.where((x == 0).all(axis=tuple(axes), keepdims=True), 0.0, np.nan)
+    elif node.op_type not in ("ReduceMean", "ReduceMax", "ReduceMin") or any(x.shape[axis] > 1 for axis in axes):
+        return
     consts.set(node.outputs[0], _squeezed(node, x, axes))
 
 
@@ -102,6 +104,20 @@ def _from_axis(flow: Flow, node: ir.Node, rank: int) -> Sequence[int]:
 
 def _space(flow: Flow, node: ir.Node, rank: int) -> Sequence[int]:
     return range(2, rank)
+
+
+def _places(flow: Flow, node: ir.Node, rank: int) -> Sequence[int]:
+    return [0, *range(2, rank)]
+
+
+def _label_grid_sample(flow: Flow, node: ir.Node) -> None:
+    """Every channel is read at the places that the grid says; what the grid is made of stays."""
+    labels, grid = flow.labels(node.inputs[0]), flow.labels(node.inputs[1])
+    if labels is None or grid is None:
+        flow.freeze(node, "its input or its grid is constant")
+        return
+    flow.atoms.mix(grid, range(grid.ndim))
+    flow.set(node.outputs[0], flow.atoms.mix(labels, _places(flow, node, labels.ndim)))
 
 
 def _cumulated(flow: Flow, node: ir.Node, rank: int) -> Sequence[int]:
@@ -195,6 +211,10 @@ def _label_resize(flow: Flow, node: ir.Node) -> None:
     if labels is None:
         flow.freeze(node, "its input is constant")
         return
+    targets = [given for given in node.inputs[1:] if given is not None and 0 not in flow.shapes.shape.get(given, ())]
+    if labels.size > 1 and any(flow.known(given) is None for given in targets):
+        flow.freeze(node, "the size it is to have is computed from data")
+        return
     before, after = flow.shape(node.inputs[0]), flow.shape(value)
     flow.set(value, flow.atoms.mix(labels, [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]))
 
@@ -233,6 +253,8 @@ RULES = {
     "LRN": Rule(_over(lambda flow, node, rank: [1])),
     "GroupNormalization": Rule(_label_group_norm, _cut_group_norm, _value_norm),
     "InstanceNormalization": Rule(_label_instance, _instance_cut, _value_norm),
+    "RoiAlign": Rule(_over(_places)),
+    "GridSample": Rule(_label_grid_sample),
     "Resize": Rule(_label_resize, _cut_resize, _value_resize),
     "Upsample": Rule(_label_resize, None, _value_resize),
 }

@@ -28,14 +28,16 @@ Move = Callable[[Flow, ir.Node, Array], list[Array] | None]
 
 
 def _rule(move: Move, cut: Callable[[Cut, ir.Node], None] | None = None, also: tuple[int, ...] = ()) -> Rule:
-    """A rule for an operator with one moved input; `also`: constant inputs that must be known."""
+    """A rule for an operator with one moved input; `also`: inputs that must not depend on data, since a cut sets them."""
 
     def label(flow: Flow, node: ir.Node) -> None:
         labels = flow.labels(node.inputs[0])
         if labels is None:
             flow.freeze(node, "its input is constant")
             return
-        results = move(flow, node, labels)
+        given = [value for value in (node.inputs[i] for i in also if i < len(node.inputs)) if value is not None]
+        fed = labels.size > 1 and any(flow.known(value) is None for value in given)
+        results = None if fed else move(flow, node, labels)
         if results is None:
             flow.freeze(node, "where it moves elements is computed from data")
             return
@@ -101,10 +103,7 @@ def _cut_reshape(cut: Cut, node: ir.Node) -> None:
     if not cut.touches(node):
         return
     if shape is None:
-        rank = len(cut.flow.shape(node.outputs[0]))
-        if keeps:
-            cut.vector(node, 1, [cut.size(node.outputs[0], axis) for axis in range(rank)])
-        return
+        raise InternalError("a shape is computed from data", verbs.label_of(node))
     new: dict[int, int] = {}
     copies = not verbs.attribute(node, "allowzero", 0)
     for axis, entry in enumerate(np.asarray(shape).reshape(-1)):
@@ -566,18 +565,18 @@ def _label_space_to_depth(flow: Flow, node: ir.Node) -> None:
 
 _GATHER = _rule(_gather)
 RULES = {
-    "Reshape": _rule(_reshape, _cut_reshape_attribute),
+    "Reshape": _rule(_reshape, _cut_reshape_attribute, (1,)),
     "Flatten": _rule(_reshape),
     "Squeeze": _rule(_reshape),
     "Unsqueeze": _rule(_reshape),
     "Transpose": _rule(_transpose),
-    "Split": _rule(_split, _cut_split),
+    "Split": _rule(_split, _cut_split, (1,)),
     "Slice": _rule(_slice, _cut_slice),
     "Gather": Rule(_label_gather, _cut_gather, _GATHER.value),
     "Concat": Rule(_label_concat, _cut_concat, _value_concat),
     "Pad": Rule(_label_pad, _cut_pad, _value_pad),
-    "Expand": _rule(_expand, _cut_expand),
-    "Tile": _rule(_tile),
+    "Expand": _rule(_expand, _cut_expand, (1,)),
+    "Tile": _rule(_tile, None, (1,)),
     "DepthToSpace": Rule(_label_depth_to_space, None, _value_depth_to_space),
     "SpaceToDepth": Rule(_label_space_to_depth, None, _value_space_to_depth),
 }

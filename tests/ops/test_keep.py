@@ -204,6 +204,20 @@ CASES = [
         6,
     ),
     Case(
+        "a weight that a body reads as well is copied",
+        "x N,3,H,W | bool x2 [] | w 10,3,1,1 | b 10 | z 4,10,1,1",
+        "a = Conv(x, w, b) c = If(x2) <then_branch = t () => (float[] p) { p = Relu(b) }, "
+        "else_branch = e () => (float[] q) { q = Neg(b) }> d = ReduceSum(c) r = Relu(a) y = Conv(r, z) y1 = Identity(d)",
+        10,
+        arrays={"x2": True},
+    ),
+    Case(
+        "a weight that is an output as well is copied",
+        "x N,3,H,W | w 10,3,1,1 | b 10 | z 4,10,1,1",
+        "a = Conv(x, w, b) r = Relu(a) y = Conv(r, z) y1 = Identity(b)",
+        10,
+    ),
+    Case(
         "a body that reads a channel keeps it",
         "x N,3,H,W | bool x2 [] | w 10,3,1,1 | v 6,10,1,1 | z 4,6,1,1",
         "a = Conv(x, w) c = If(x2) <then_branch = t () => (float[] p) { p = Relu(a) }, "

@@ -283,6 +283,42 @@ POOLS = [
     ),
 ]
 
+SAMPLES = [
+    Case(
+        "regions of interest",
+        "x 1,3,6,7 | w 10,3,1,1 | rois 3,4 | int64 idx 3 | z 4,10,1,1",
+        "a = Conv(x, w) r = RoiAlign<output_height=2, output_width=3>(a, rois, idx) y = Conv(r, z)",
+        10,
+        arrays={"rois": [[0, 0, 4, 5], [1, 1, 5, 3], [2, 0, 6, 4]], "idx": [0, 0, 0]},
+    ),
+    Case(
+        "grid sample",
+        "x N,3,H,W | x2 N,4,5,2 | w 10,3,1,1 | z 4,10,1,1",
+        "a = Conv(x, w) g = Tanh(x2) r = GridSample(a, g) y = Conv(r, z)",
+        10,
+    ),
+    Case(
+        "regions of interest across channels stay",
+        "x 1,3,6,7 | w 10,3,1,1 | rois 3,4 | int64 idx 3 | z 5,4",
+        "a = Conv(x, w) t = Transpose<perm=[0,2,3,1]>(a) r = RoiAlign<output_height=2, output_width=5>(t, rois, idx) "
+        "y = MatMul(r, z)",
+        0,
+        arrays={"rois": [[0, 0, 4, 5], [1, 1, 5, 3], [2, 0, 6, 4]], "idx": [0, 0, 0]},
+    ),
+    Case(
+        "grid sample by channels",
+        "x N,3,6,7 | w 2,3,1,1 | v 10,3,1,1 | z 4,10,1,1",
+        "a = Conv(x, v) g = Conv(x, w) t = Transpose<perm=[0,2,3,1]>(g) u = Tanh(t) r = GridSample(a, u) y = Conv(r, z)",
+        10,
+    ),
+    Case(
+        "grid sample across channels stays",
+        "x N,3,6,7 | x2 N,4,5,2 | w 10,3,1,1 | z 5,4",
+        "a = Conv(x, w) t = Transpose<perm=[0,2,3,1]>(a) g = Tanh(x2) r = GridSample(t, g) y = MatMul(r, z)",
+        0,
+    ),
+]
+
 # Channels that stand on an axis which the operator mixes: a matrix product sums over them afterwards.
 _ACROSS = "x N,3,6,7 | w 10,3,1,1"
 MIXED = [
@@ -364,7 +400,7 @@ MIXED = [
     ),
 ]
 
-CASES = [*MIXED, *REDUCTIONS, *NORMS, *ORDERS, *POOLS]
+CASES = [*SAMPLES, *MIXED, *REDUCTIONS, *NORMS, *ORDERS, *POOLS]
 
 
 @pytest.mark.parametrize("view", VIEWS)

@@ -118,6 +118,52 @@ RESHAPES = [
     ),
 ]
 
+# What is fed may be another number the next time, so that nothing may be written in its place.
+FED = [
+    Case(
+        "reshape to sizes that are fed stays",
+        "x 1,3,6,7 | int64 x2 3 | w 10,3,1,1 | z 6,4",
+        "a = Conv(x, w) b = Reshape(a, x2) r = Relu(b) y = MatMul(r, z)",
+        0,
+        arrays={"x2": [7, 10, 6]},
+    ),
+    Case(
+        "expand to sizes that are fed stays",
+        "x 1,3,6,7 | int64 x2 4 | w 10,3,1,1 | z 4,10,1,1",
+        "a = Conv(x, w) g = GlobalAveragePool(a) e = Expand(g, x2) y = Conv(e, z)",
+        0,
+        arrays={"x2": [1, 10, 3, 2]},
+    ),
+    Case(
+        "split in sizes that are fed stays",
+        "x 1,3,6,7 | int64 x2 2 | w 10,3,1,1",
+        "a = Conv(x, w) b, c = Split<axis=1>(a, x2) y = ReduceSum(b) y1 = ReduceSum(c)",
+        0,
+        arrays={"x2": [4, 6]},
+    ),
+    Case(
+        "resize to sizes that are fed stays",
+        "x 1,3,6,7 | int64 x2 4 | w 10,3,1,1 | z 4,10,1,1",
+        "a = Conv(x, w) b = Resize(a, , , x2) y = Conv(b, z)",
+        0,
+        arrays={"x2": [1, 10, 8, 9]},
+    ),
+    Case(
+        "slice of space with fed bounds",
+        "x 1,3,6,7 | int64 x2 1 | w 10,3,1,1 | int64 s 1 | int64 ax 1 | z 4,10,1,1",
+        "a = Conv(x, w) b = Slice(a, s, x2, ax) y = Conv(b, z)",
+        10,
+        arrays={"x2": [4], "s": [0], "ax": [2]},
+    ),
+    Case(
+        "pad by fed widths stays",
+        "x 1,3,6,7 | int64 x2 8 | w 10,3,1,1 | z 4,10,1,1",
+        "a = Conv(x, w) b = Pad(a, x2) y = Conv(b, z)",
+        0,
+        arrays={"x2": [0, 0, 1, 1, 0, 0, 1, 1]},
+    ),
+]
+
 PARTS = [
     Case(
         "split",
@@ -422,7 +468,7 @@ JOINTS = [
     ),
 ]
 
-CASES = [*RESHAPES, *PARTS, *JOINTS]
+CASES = [*RESHAPES, *FED, *PARTS, *JOINTS]
 
 
 @pytest.mark.parametrize("view", VIEWS)
