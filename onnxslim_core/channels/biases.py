@@ -120,8 +120,7 @@ def _add_behind(flow: Flow, node: ir.Node, outputs: int) -> tuple[ir.Node, int, 
         return None
     add, index = readers[0][0], 1 - readers[0][1]
     base = array_of(flow, add.inputs[index])
-    same = base is not None and flow.shape(add.outputs[0]) == flow.shape(node.outputs[0])
-    if base is None or not same or not (base.size == 1 or base.shape[-1] == base.size == outputs):
+    if base is None or not (base.size == 1 or base.shape[-1] == base.size == outputs):
         return None
     return add, index, np.asarray(base, np.float64)
 

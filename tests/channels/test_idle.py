@@ -250,6 +250,8 @@ CARRIERS = (
     "AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(h)",
     "AveragePool<kernel_shape=[2,3], strides=[2,2], count_include_pad=1>(h)",
     "AveragePool<kernel_shape=[2,2], strides=[2,2], ceil_mode=1>(h)",
+    "AveragePool<kernel_shape=[2,2], strides=[2,2], auto_pad=\"SAME_UPPER\">(h)",
+    "AveragePool<kernel_shape=[2,2], strides=[2,2], ceil_mode=1, count_include_pad=1>(h)",
     "ReduceMean<axes=[2,3]>(h)",
     "GlobalAveragePool(h)",
     'Resize<mode="linear">(h, , scales)',
@@ -372,7 +374,7 @@ BIASES = [
         "of Gemm with its weights on the left",
         "x 4,6 | A 9,4 | a 9,1 | B 5,9 | b 5,1",
         "h = Gemm(A, x, a) r = Relu(h) y = Gemm<alpha=0.5>(B, r, b)",
-        {"A": "zero 0: 1 6", "a": "zero 0: 1 6"},
+        {"A": "zero 0: 1 6", "a": "set 0: 1=0.7 6=0.4"},
         {"A": (7, 4), "a": (7, 1), "B": (5, 7)},
     ),
     Planted(
@@ -422,6 +424,20 @@ BIASES = [
         "m = MatMul(x, A) h = Add(m, a) r = Relu(h) y = MatMul(r, B)",
         {"A": "zero 1: 1 6", "a": "set 0: 1=0.7 6=0.4"},
         {"A": (4, 7), "a": (7,), "B": (7,)},
+    ),
+    Planted(
+        "of a vector by a vector",
+        "x 4 | A 4,9 | a 9 | B 9",
+        "m = MatMul(x, A) h = Add(m, a) r = Relu(h) y = MatMul(r, B)",
+        {"A": "zero 1: 1 6", "a": "set 0: 1=0.7 6=0.4"},
+        {"A": (4, 7), "a": (7,), "B": (7,)},
+    ),
+    Planted(
+        "of a vector on the left",
+        "x 4,5 | A 9,4 | a 9,1 | B 9",
+        "m = MatMul(A, x) h = Add(m, a) r = Relu(h) y = MatMul(B, r)",
+        {"A": "zero 0: 1 6", "a": "set 0: 1=0.7 6=0.4"},
+        {"A": (7, 4), "a": (7, 1), "B": (7,)},
     ),
     Planted(
         "after Flatten: every place of a channel has a column",
@@ -505,6 +521,21 @@ PADDED = [
         {"A": (6, 3, 3, 3), "a": (6,), "B": (5, 6, 3, 3), "C": (4, 6, 3, 3)},
     ),
     Planted(
+        "constants of which none counts wherever the other does",
+        "x N,3,H,W | A 8,3,3,3 | a 8 | B 5,8,3,3 | C 4,8,3,3 | D 6,8,3,3",
+        "h = Conv(x, A, a) r = Relu(h) s = Sigmoid(h) n = Neg(h) m = Relu(n) y = Conv<pads=[1,1,1,1]>(r, B)"
+        " y2 = Conv<pads=[1,1,1,1]>(s, C) y3 = Conv<pads=[1,1,1,1]>(m, D)",
+        {"A": "zero 0: 1 2 5 6", "a": "set 0: 1=0.7 2=-0.4 5=0.3 6=-0.8"},
+        {"A": (6, 3, 3, 3), "a": (6,), "B": (5, 6, 3, 3), "C": (4, 6, 3, 3), "D": (6, 6, 3, 3)},
+    ),
+    Planted(
+        "a constant that counts at fewer places",
+        "x N,3,H,W | A 8,3,3,3 | a 8 | B 5,8,3,3 | C 4,8,3,3",
+        "h = Conv(x, A, a) r = Relu(h) s = Sigmoid(h) y = Conv<pads=[1,1,1,1]>(r, B) y2 = Conv<pads=[1,1,1,1]>(s, C)",
+        {"A": "zero 0: 1 2", "a": "set 0: 1=-0.7 2=0.4"},
+        {"A": (7, 3, 3, 3), "a": (7,), "B": (5, 7, 3, 3), "C": (4, 7, 3, 3)},
+    ),
+    Planted(
         "a ConvTranspose",
         "x N,3,6,7 | A 8,3,3,3 | a 8 | B 8,5,3,3",
         "h = Conv(x, A, a) r = Sigmoid(h) y = ConvTranspose<strides=[2,2], pads=[1,0,0,1], output_padding=[1,0]>(r, B)",
@@ -577,6 +608,13 @@ COPIES = [
         " u = AveragePool<kernel_shape=[2,2]>(r) k = Concat<axis=1>(p, u) y = Conv<pads=[1,1,1,1]>(k, B)",
         {"A": "copy 0: 3=1 4=1", "C": "copy 0: 3=1 7=5"},
         {"A": (7, 3, 1, 1), "C": (7, 3, 1, 1), "B": (5, 14, 3, 3)},
+    ),
+    Planted(
+        "of a channel that has to stay",
+        "x N,3,H,W | A 8,3,1,1 | int64 o 1 | int64 l 1 | int64 c 1 | B 5,8,3,3",
+        "h = Conv(x, A) r = Relu(h) y2 = Slice(r, o, l, c) y = Conv<pads=[1,1,1,1]>(r, B)",
+        {"A": "copy 0: 6=1", "o": "5", "l": "8", "c": "1"},
+        {"A": (7, 3, 1, 1), "B": (5, 7, 3, 3)},
     ),
     Planted(
         "read twice by one Concat",
@@ -686,7 +724,45 @@ HEAD = [
         {},
     ),
 ]
+GRID = "m = MatMul(x, Q) q = Reshape(m, i) "
+SUMMED = [
+    Planted(
+        "a width that a sum over heads sees as zero in every head",
+        "x N,T,6 | Q 6,12 | int64 i 4 | int64 a 1 | O 4,5",
+        GRID + "r = ReduceSum<keepdims=0>(q, a) y = MatMul(r, O)",
+        {"i": "set 0: 0=0 1=0 2=3 3=4", "a": "2", "Q": "zero 1: 1 5 9"},
+        {"Q": (6, 9), "O": (3, 5)},
+    ),
+]
 STAYS = [
+    Planted(
+        "a sum of exponentials of zeros is not zero",
+        "x N,3,6,5 | A 8,3,1,1 | B 5,8,1,1",
+        "h = Conv(x, A) r = ReduceLogSumExp<axes=[2,3]>(h) y = Conv<pads=[1,1,1,1]>(r, B)",
+        {"A": "zero 0: 1"},
+        {},
+    ),
+    Planted(
+        "a width that a sum over heads sees as zero in one head",
+        "x N,T,6 | Q 6,12 | int64 i 4 | int64 a 1 | O 4,5",
+        GRID + "r = ReduceSum<keepdims=0>(q, a) y = MatMul(r, O)",
+        {"i": "set 0: 0=0 1=0 2=3 3=4", "a": "2", "Q": "zero 1: 1 6 11"},
+        {},
+    ),
+    Planted(
+        "copies in every head that a constant of heads and widths tells apart",
+        "x N,T,6 | Q 6,12 | c 3,4 | int64 i 4 | int64 j 3 | O 12,5",
+        GRID + "r = Mul(q, c) s = Reshape(r, j) y = MatMul(s, O)",
+        {"i": "set 0: 0=0 1=0 2=3 3=4", "j": "set 0: 0=0 1=0 2=-1", "Q": "copy 1: 1=0 5=4 9=8"},
+        {},
+    ),
+    Planted(
+        "copies that int8 weights read",
+        "x N,4 | A 9,4 | int8 B 9,5 | s []",
+        "h = Gemm<transB=1>(x, A) r = Relu(h) w = DequantizeLinear(B, s) y = MatMul(r, w)",
+        {"A": "copy 0: 5=4", "s": "0.1"},
+        {},
+    ),
     Planted(
         "an output of the model",
         "x N,3,H,W | A 8,3,3,3 | B 5,8,1,1",
@@ -733,7 +809,7 @@ STAYS = [
 ]
 
 
-@pytest.mark.parametrize("case", [*ZEROS, *map(carried, CARRIERS), *BIASES, *PADDED, *COPIES, *HEAD], ids=str)
+@pytest.mark.parametrize("case", [*ZEROS, *map(carried, CARRIERS), *BIASES, *PADDED, *COPIES, *HEAD, *SUMMED], ids=str)
 def test_finds_and_removes(case: Planted) -> None:
     check(case)
 
@@ -741,6 +817,24 @@ def test_finds_and_removes(case: Planted) -> None:
 @pytest.mark.parametrize("case", STAYS, ids=str)
 def test_leaves_alone(case: Planted) -> None:
     check(case)
+
+
+def test_a_constant_that_dropout_still_changes_stays() -> None:
+    case = Planted(
+        "dropout in training",
+        "x N,3,H,W | A 8,3,1,1 | a 8 | B 5,8,1,1 | r [] | bool t []",
+        "h = Conv(x, A, a) d = Dropout(h, r, t) y = Conv(d, B)",
+        {"A": "zero 0: 1 2", "a": "set 0: 1=0.7 2=0", "r": "0.5"},
+        {},
+    ).case
+    case = Case(case.name, case.tensors, case.body, 0, arrays={**case.arrays, "t": True})
+    after, _ = slim(case.model, feed=case.feeds()[0])
+    assert shapes_of(after)["A"] == (7, 3, 1, 1)
+
+
+def test_readers_of_a_shared_weight_go_on_sharing_it() -> None:
+    (case,) = (case for case in COPIES if case.name.startswith("readers of a shared weight"))
+    assert shapes_of(check(case)).keys() == {"A", "a", "Z"}
 
 
 HALF = {"A": "zero 0: 1 6", "a": "set 0: 1=1.5 6=0.4", "B": "copy 1: 5=4"}
