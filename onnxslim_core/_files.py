@@ -21,7 +21,15 @@ from onnxslim_core import _emit, _tensors
 from onnxslim_core._wellformed import Limits, quote
 from onnxslim_core.errors import InvalidModel, ModelError
 
-__all__ = ["ExternalData", "inline_bytes", "needs_external", "read_bytes", "replace_files", "write_files"]
+__all__ = [
+    "ExternalData",
+    "bytes_in_one_file",
+    "inline_bytes",
+    "needs_external",
+    "read_bytes",
+    "replace_files",
+    "write_files",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -214,10 +222,18 @@ def _pieces(model: ir.Model, put: _emit.Put | None) -> list[bytes | memoryview]:
             start = head.SerializeToString(deterministic=True) + _tag(_RAW_DATA) + _varint(len(data))
         fields += [_tag(_INITIALIZER) + _varint(len(start) + len(data)) + start, data]
     rest = proto.SerializeToString(deterministic=True)
-    pieces = [rest, _tag(_GRAPH) + _varint(len(graph) + sum(map(len, fields))), graph, *fields]
+    return [rest, _tag(_GRAPH) + _varint(len(graph) + sum(map(len, fields))), graph, *fields]
+
+
+def _within_limit(pieces: list[bytes | memoryview]) -> list[bytes | memoryview]:
     if sum(map(len, pieces)) > _PROTO_LIMIT:
         raise ModelError("the model needs more than 2 GB in one file", "save it with external data")
     return pieces
+
+
+def bytes_in_one_file(model: ir.Model) -> int:
+    """What the model would take in one file, to the byte; no weight is copied, and 2 GB are no limit."""
+    return sum(map(len, _pieces(model, None)))
 
 
 def needs_external(model: ir.Model) -> bool:
@@ -231,7 +247,7 @@ def inline_bytes(model: ir.Model) -> bytes:
     Raises:
         ModelError: if that is more than 2 GB.
     """
-    return b"".join(_pieces(model, None))
+    return b"".join(_within_limit(_pieces(model, None)))
 
 
 def _goes_outside(tensor: ir.TensorProtocol) -> bool:
@@ -246,7 +262,7 @@ def write_files(model: ir.Model, path: Path, *, external: bool) -> None:
     """Write a model file, and `NAME.data` beside it where `external`; nothing of this is atomic."""
     if not external:
         with path.open("xb") as file:
-            file.writelines(_pieces(model, None))
+            file.writelines(_within_limit(_pieces(model, None)))
         return
     location = path.name + ".data"
     with path.with_name(location).open("xb") as data:
@@ -268,7 +284,7 @@ def write_files(model: ir.Model, path: Path, *, external: bool) -> None:
             for key, value in (("location", location), ("offset", offset), ("length", length)):
                 proto.external_data.add(key=key, value=str(value))
 
-        pieces = _pieces(model, put)
+        pieces = _within_limit(_pieces(model, put))
     with path.open("xb") as file:
         file.writelines(pieces)
 

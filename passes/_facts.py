@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import defs, shape_inference
+from onnx import checker, defs, shape_inference
 
 from onnxslim_core.graph import array_of, attribute, bodies, is_op
 
@@ -215,7 +215,7 @@ class Facts:
             found = shape_inference.infer_node_outputs(
                 schema, proto, types, data, opset_imports=self._imports, ir_version=self._ir_version
             )
-        except (shape_inference.InferenceError, RuntimeError, KeyError, ValueError):
+        except (shape_inference.InferenceError, checker.ValidationError, RuntimeError, KeyError, ValueError):
             return  # a node that cannot be inferred is a node nothing is known of
         for index, value in enumerate(node.outputs):
             if (kind := found.get(f"o{index}")) is not None:

@@ -110,3 +110,54 @@ def test_channels_are_not_asked_about_constants_that_were_not_folded() -> None:
     pass_class("remove_idle")(round_to=1).run(loaded.ir, Context())
     feeds = {"x": np.ones((1, 3, 4, 4), np.float32)}
     np.testing.assert_array_equal(answers(model, feeds)[0], answers(loaded.to_proto(), feeds)[0])
+
+
+def test_an_operator_that_its_opset_deprecates_is_no_obstacle() -> None:
+    """PyTorch writes GroupNormalization at opset 18, where onnx calls it deprecated and onnxruntime runs it."""
+    model = text(
+        "g (float[1,3,4,4] x) => (float[1,8,4,4] y) <float[8,3,1,1] w, float[4] s, float[4] b> "
+        "{ c = Conv(x, w) i = Identity(c) y = GroupNormalization <num_groups = 4> (i, s, b) }",
+        18,
+    )
+    fill(model, {"w": (8, 3, 1, 1), "s": (4,), "b": (4,)})
+    squeezed(model)
+
+
+def test_statistics_per_element_are_left_alone() -> None:
+    """BatchNormalization with spatial=0 (opset 8) has one scale per element, not per channel."""
+    shapes = dict.fromkeys("gbm", (8, 3, 3))
+    model = text(
+        "g (float[1,3,3,3] x) => (float[1,8,3,3] y) "
+        "{ c = Conv(x, w) i = Identity(c) y = BatchNormalization <spatial = 0> (i, g, b, m, v) }",
+        8,
+    )
+    fill(model, {"w": (8, 3, 1, 1), **shapes})
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((8, 3, 3), np.float32), "v"))
+    squeezed(model)
+
+
+def test_statistics_of_a_training_step_are_not_those_on_record() -> None:
+    """In training mode a constant channel is normalized by its own mean, so only its shift is left of it."""
+    weight = np.random.default_rng(0).standard_normal((8, 3, 1, 1)).astype(np.float32)
+    weight[:4] = 0
+    model = text(
+        "g (float[1,3,4,4] x) => (float[1,2,4,4] y) "
+        "{ c = Conv(x, w, b) n, rm, rv = BatchNormalization <training_mode = 1> (c, g, s, m, v)"
+        " r = Relu(n) y = Conv(r, w2) }",
+        15,
+    )
+    fill(model, {"b": (8,), "g": (8,), "s": (8,), "m": (8,), "w2": (2, 8, 1, 1)})
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    model.graph.initializer.append(numpy_helper.from_array(np.full(8, 4, np.float32), "v"))
+    loaded = load(model)
+    feeds = {"x": np.random.default_rng(1).standard_normal((1, 3, 4, 4)).astype(np.float32)}
+    pass_class("remove_idle")(round_to=1).run(loaded.ir, Context(samples=[feeds]))
+    np.testing.assert_allclose(answers(model, feeds)[0], answers(loaded.to_proto(), feeds)[0], rtol=1e-5, atol=1e-5)
+
+
+def fill(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Random weights."""
+    del model.graph.initializer[:]
+    for seed, (name, shape) in enumerate(shapes.items()):
+        array = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(array, name))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from onnxslim_core._emit import write_node
+from onnxslim_core._files import bytes_in_one_file
 from onnxslim_core.errors import MeasureError
 from onnxslim_core.graph import all_nodes, bodies, is_op, label_of
 from onnxslim_core.measure.session import open_session, run
@@ -61,7 +61,7 @@ class Cost:
             or more (quantized weights, but not their zero points). Initializers and Constant nodes, bodies
             included, each tensor once however often it is read. A single number (rank 0) is no parameter, nor is a
             list of numbers in a Constant's `value_floats`.
-        bytes: All constants and the graph around them, as one file holds them.
+        bytes: Of the model in one file.
         peak_activation_bytes: The most that inputs, outputs and intermediate results take up at once, node after node
             in the order of the file, without sharing memory between input and output. Inputs count throughout,
             since the caller holds them.
@@ -95,7 +95,7 @@ def cost(model: Model, sample: Sample | None) -> Cost:
     return Cost(
         macs=sum(layer.macs for layer in layers),
         params=params_of(model.ir),
-        bytes=_bytes(model.ir),
+        bytes=bytes_in_one_file(model.ir),
         peak_activation_bytes=_peak(graph, shapes),
         nodes=sum(not is_op(node, "Constant") for node in all_nodes(graph)),
         layers=layers,
@@ -155,25 +155,6 @@ def _tensor(value: ir.Value) -> ir.TensorProtocol | None:
         return value.const_value
     is_weight = is_op(producer, "Constant") and "value" in producer.attributes
     return ir.convenience.get_const_tensor(value) if is_weight else None
-
-
-def _bytes(model: ir.Model) -> int:
-    """Bytes of the constants, their names, and everything else of the main graph as a file holds it."""
-    total = sum(tensor.nbytes + 16 for tensor, _ in _constants(model.graph))
-    total += sum(len(str(name).encode()) for name in model.graph.initializers)
-    for node in model.graph:
-        if not is_op(node, "Constant"):
-            proto = write_node(node) if not bool(bodies(node)) else None
-            total += 4 + (proto.ByteSize() if proto is not None else _body_bytes(node))
-        else:
-            total += 32 + len(str(node.outputs[0].name).encode())
-    return total
-
-
-def _body_bytes(node: ir.Node) -> int:
-    """A node with bodies, without the constants in them, which are counted already."""
-    held = sum(tensor.nbytes + 16 for body in bodies(node) for tensor, _ in _constants(body))
-    return max(int(write_node(node).ByteSize()) - held, 0)
 
 
 def _peak(graph: ir.Graph, shapes: Shapes) -> int:

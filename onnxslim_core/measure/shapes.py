@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import numpy_helper, shape_inference
+from onnx import checker, numpy_helper, shape_inference
 
 from onnxslim_core._emit import write_node
 from onnxslim_core.errors import MeasureError
@@ -186,7 +186,7 @@ class _Work:
         self._describe(graph)
         try:
             return shape_inference.infer_shapes(proto, data_prop=True).graph
-        except (RuntimeError, ValueError, TypeError):  # InferenceError is a RuntimeError
+        except (shape_inference.InferenceError, checker.ValidationError, RuntimeError, ValueError, TypeError):
             return onnx.GraphProto()
 
     def _describe(self, graph: onnx.GraphProto) -> None:
