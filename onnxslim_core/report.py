@@ -373,6 +373,8 @@ def _answers(report: Report) -> str:
     if report.outcome == "exact":
         return "equal answers"
     outputs = report.fidelity.outputs
+    if other := [name for name, figures in outputs.items() if figures.mismatch]:
+        return f"answers of another size ({', '.join(other[:3])}{', ...' * (len(other) > 3)})"
     scored = {name: figures.cosine for name, figures in outputs.items() if figures.cosine is not None}
     if not scored:
         return "answers compared"
@@ -480,6 +482,9 @@ def _fidelity(fidelity: Fidelity) -> Table:
 
 
 def _fidelity_row(table: Table, name: str, figures: OutputFidelity) -> None:
+    if figures.mismatch:
+        table.add_row(f"{_escape(name)}: {_escape(figures.mismatch)}", *[""] * 6)
+        return
     if figures.equal_share is not None:
         table.add_row(_escape(name), f"{100 * figures.equal_share:.2f} % equal", *[""] * 5)
         return

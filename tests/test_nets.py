@@ -7,7 +7,11 @@ import onnx
 import pytest
 from onnxslim_core.passes import pass_class
 
+from onnxslim_core.measure.counted import counted_by_data
 from onnxslim_core.model import load
+from onnxslim_core.pipeline import compress
+from onnxslim_core.recipe import Recipe
+from onnxslim_core.report import headline
 from onnxslim_core.rewrite import Context
 from onnxslim_core.verify import Interface, verify
 from tests import oracles
@@ -112,3 +116,26 @@ def test_expected_values_do_not_reach_a_conv_that_slides_over_channels() -> None
     assert shapes["Z"] == (5, 3, 1, 1)
     for each in case.feeds():
         assert [y.shape for y in oracles.run(small, each)] == [y.shape for y in oracles.run(case.model, each)]
+
+
+DETECTOR = Case(
+    "a detector that suppresses boxes itself",
+    "x 1,3,16,16 | A 16,3,3,3 | B 4,16,1,1 | C 2,16,1,1 | int64 R 3 | int64 Q 3 | int64 M 1 | I 1 | S 1",
+    "h = Conv<strides=[2,2]>(x, A) r = Relu(h) b = Conv(r, B) c = Conv(r, C) g = Sigmoid(b)"
+    " f = Reshape(g, R) t = Transpose<perm=[0,2,1]>(f) s = Reshape(c, Q) y = NonMaxSuppression(t, s, M, I, S)"
+    " y2 = ReduceMax(c)",
+    0,
+    arrays={"R": [1, 4, -1], "Q": [1, 2, -1], "M": [40], "I": [0.6], "S": [0.0]},
+    outputs={"y": "int64"},
+)
+
+
+def test_a_detector_that_finds_another_number_of_boxes_is_no_broken_one() -> None:
+    """Without limits on answers, another number of boxes takes no pruning back; the report says so."""
+    assert counted_by_data(load(DETECTOR.model).ir) == {"y"}
+    recipe = 'version = 1\n[[pass]]\nname = "prune_channels"\nratio = 0.5\nround_to = 1\n'
+    result = compress(DETECTOR.model, recipe=Recipe.parse(recipe, "test"), measure_latency=False)
+    assert result.report.outcome == "compressed"
+    shapes = {t.name: tuple(t.dims) for t in result.model.to_proto().graph.initializer}
+    assert shapes["A"] == (8, 3, 3, 3)
+    assert "answers of another size (y)" in headline(result.report)
