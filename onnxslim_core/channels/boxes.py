@@ -8,6 +8,7 @@ position in every group). Each axis is tried on a copy of its component and the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -90,17 +91,20 @@ class _Part:
         self.pinned = pinned
         self.rels = rels
         self.arrays = arrays
+        self._flat = np.concatenate([array.reshape(-1) for array in arrays] or [np.zeros(0, np.int32)])
+        self._starts = np.cumsum([0, *(array.size for array in arrays)])[:-1]
 
     def copy(self) -> _Part:
-        part = _Part(len(self.root), self.pinned.copy(), self.rels, self.arrays)
-        part.root = self.root
+        part = copy(self)
+        part.pinned = self.pinned.copy()
         return part
 
     def unite(self, left: Ints, right: Ints) -> None:
         joined = components(len(self.root), left.reshape(-1), right.reshape(-1))
         self.root = joined[self.root]
-        np.logical_or.at(self.pinned, self.root, self.pinned)
-        self.pinned = self.pinned[self.root]
+        stays = np.zeros(len(self.root), np.bool_)
+        stays[self.root[self.pinned]] = True
+        self.pinned = stays[self.root]
 
     def pin(self, members: Ints) -> None:
         self.pinned[self.root[members]] = True
@@ -110,24 +114,31 @@ class _Part:
         """Apply the relations until nothing more follows, and pin what would empty a tensor."""
         while True:
             before = (self.root, self.pinned.sum())
-            for array in self.arrays:
-                classes = self.root[array]
-                if (classes == classes.flat[0]).all():
-                    self.pin(array.reshape(-1)[:1])
+            self._pin_whole()
             for rel in self.rels:
                 self._apply(rel)
             if np.array_equal(before[0], self.root) and before[1] == self.pinned.sum():
                 return
 
+    def _pin_whole(self) -> None:
+        classes = self.root[self._flat]
+        low, high = np.minimum.reduceat(classes, self._starts), np.maximum.reduceat(classes, self._starts)
+        if not self.pinned[low[low == high]].all():
+            self.pin(low[low == high])
+
     def _apply(self, rel: Rel) -> None:
         fine = self.root[rel.fine]
         uniform = (fine == fine[:, :1]).all(axis=1)
-        if uniform.any():
-            self.unite(self.root[rel.coarse[uniform]], fine[uniform, 0])
+        apart = uniform & (self.root[rel.coarse] != fine[:, 0])
+        if apart.any():
+            self.unite(self.root[rel.coarse[apart]], fine[apart, 0])
             fine = self.root[rel.fine]
-        stuck = self.pinned[fine].any(axis=1)
-        if len(fine) > 1:
-            stuck |= ~uniform & (np.sort(fine, axis=1) == np.sort(fine[:1], axis=1)).all()
+        loose = ~self.pinned[rel.coarse]
+        if not loose.any():
+            return
+        stuck = loose & self.pinned[fine].any(axis=1)
+        if len(fine) > 1 and not uniform.all() and (np.sort(fine, axis=1) == np.sort(fine[:1], axis=1)).all():
+            stuck |= loose & ~uniform
         if stuck.any():
             self.pin(rel.coarse[stuck])
 

@@ -28,7 +28,7 @@ Move = Callable[[Flow, ir.Node, Array], list[Array] | None]
 
 
 def _rule(move: Move, cut: Callable[[Cut, ir.Node], None] | None = None, also: tuple[int, ...] = ()) -> Rule:
-    """A rule for an operator with one moved input; `also`: inputs that must not depend on data, since a cut sets them."""
+    """A rule for an operator with one moved input; `also`: inputs that may not depend on data, as a cut sets them."""
 
     def label(flow: Flow, node: ir.Node) -> None:
         labels = flow.labels(node.inputs[0])
