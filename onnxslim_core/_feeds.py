@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxslim_core.calibration.source import Data, Source, open_source
 from onnxslim_core.errors import MeasureError
-from onnxslim_core.measure.cost import cost
+from onnxslim_core.measure.cost import Cost, cost
 from onnxslim_core.measure.inputs import random_samples
 from onnxslim_core.measure.session import open_session, run
 from onnxslim_core.model import Model
@@ -40,6 +40,7 @@ class Feeds:
         judging: For the verdict; none of them is in `deciding`.
         labels: Of the judging samples, for a user's metric.
         used: For the report.
+        cost: Of the model at the sizes of the samples for judging, where it was counted.
         misdeclared: Outputs whose answers contradict their declared shape, in words: a flaw of the model as given.
     """
 
@@ -48,6 +49,7 @@ class Feeds:
     judging: Sequence[Sample]
     labels: Sequence[Any] | None
     used: DataUsed
+    cost: Cost | None = None
     misdeclared: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -81,22 +83,24 @@ def open_feeds(
         DataError: if given data is missing, broken or does not fit.
         RecipeError: if a shape or value does not fit the model.
     """
-    session = open_session(model, threads=threads)
+    session = open_session(model, threads=threads, optimize=False)
     drawn: list[dict[str, Any]] = []
     problem = ""
     try:
-        drawn = random_samples(model, count=RANDOM_SAMPLES, seed=seed, shapes=shapes, values=values)
+        drawn = random_samples(model, count=RANDOM_SAMPLES, seed=seed, shapes=shapes, values=values, session=session)
     except MeasureError as err:
         problem = f"{err}; {err.hint}" if err.hint else str(err)
     if data is None:
         if not drawn:
             return Feeds((), (), (), None, DataUsed("none", note=problem))
-        if cost(model, drawn[0]).macs > COSTLY_MACS:
+        costs = cost(model, drawn[0])
+        if costs.macs > COSTLY_MACS:
             drawn = drawn[: RANDOM_SAMPLES // 2]
         half = len(drawn) // 2
         used = DataUsed("random", f"seed {seed}", half, len(drawn) - half, shapes=_shapes(drawn[0]))
         judged = drawn[half:]
-        return Feeds(judged, drawn[:half] or judged, judged, None, used, _misdeclared(model, run(session, judged[0])))
+        misdeclared = _misdeclared(model, run(session, judged[0]))
+        return Feeds(judged, drawn[:half] or judged, judged, None, used, costs, misdeclared)
     source = _cut(open_source(data, model, recipe.data), model, recipe)
     misdeclared = _misdeclared(model, run(session, source[0]))
     deciding, judging = source.split()
@@ -104,7 +108,7 @@ def open_feeds(
         "given", source.name, len(deciding), len(judging), source.digest, _shapes(source[0]), _shortage(deciding)
     )
     exact = [*drawn[:2], *judging.first(2)]
-    return Feeds(exact, deciding or drawn, judging, judging.labels, used, misdeclared)
+    return Feeds(exact, deciding or drawn, judging, judging.labels, used, misdeclared=misdeclared)
 
 
 def _cut(source: Source, model: Model, recipe: Recipe) -> Source:

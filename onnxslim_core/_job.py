@@ -1,7 +1,8 @@
 """Steps, promises and roll-backs of the job `compress`.
 
-Every step works on a copy of the state before it, so a roll-back is a look back. What is promised is checked here and
-nowhere else:
+A lossy step works on a copy of the state before it, so a roll-back is a look back. Exact steps in a row share one copy,
+since they nearly always hold; where one does not, all steps run again on a copy each. What is promised is checked here
+and nowhere else:
 
 - Exact steps: the end of every run of exact steps is compared with its beginning in onnxruntime. Where the answers
   differ, or the model got more than 1 % bigger or measurably slower, the step that did it is found, taken back and
@@ -28,9 +29,9 @@ from onnxslim_core._budget import answer_breaches, gain_breaches
 from onnxslim_core._feeds import Feeds
 from onnxslim_core.errors import MeasureError
 from onnxslim_core.graph import all_nodes, drop_given_names, opset_of
-from onnxslim_core.measure.cost import Cost, cost
+from onnxslim_core.measure.cost import Cost, Size, cost, size_of
 from onnxslim_core.measure.counted import counted_by_data
-from onnxslim_core.measure.fidelity import Fidelity, Metric, compare
+from onnxslim_core.measure.fidelity import Fidelity, Metric, Truth, compare
 from onnxslim_core.measure.inputs import random_samples
 from onnxslim_core.measure.latency import Latency, compare_latency
 from onnxslim_core.model import Model, wrap
@@ -40,7 +41,7 @@ from onnxslim_core.report import Asked, Report, StepRecord, headline, machine
 from onnxslim_core.rewrite import Change, Context, Pass, Progress, Sample
 from onnxslim_core.verify import Interface, verify
 
-__all__ = ["Clock", "Job", "difference", "said"]
+__all__ = ["Clock", "Job", "said"]
 
 FOLDING = "fold_constants"
 CLEANUP = ("normalize", FOLDING)
@@ -99,11 +100,27 @@ class _Planned:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """The model after a step: the very object of the state before where the step did nothing or was taken back."""
+    """The model after a step.
+
+    Attributes:
+        model: The very object of the state before where the step did nothing or was taken back. Exact steps that share
+            a copy share this object: it is what the last of them left.
+        size: Of the model, right after the step.
+        record: Of the step; None before the first.
+        notes: For later passes.
+        resting: The cleanup passes that find nothing here.
+    """
 
     model: Model
-    record: StepRecord
-    notes: Mapping[str, Any]
+    size: Size
+    record: StepRecord | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    resting: frozenset[str] = frozenset()
+
+    @property
+    def moved(self) -> bool:
+        """True where the step did something that stays."""
+        return self.record is not None and self.record.outcome == "done"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -118,6 +135,7 @@ class Job:
         out: Steps (from 1) that stay out, with the record that says why.
         lean: Every byte counts, since the file would get too big otherwise: nodes without a name get none, and nothing
             is computed ahead that takes more room than it frees.
+        apart: Every exact step works on a copy of its own, so that a fault can be laid at the door of one.
     """
 
     start: Model
@@ -136,23 +154,28 @@ class Job:
     plan: list[_Planned] = field(default_factory=list)
     out: dict[int, StepRecord] = field(default_factory=dict)
     lean: bool = False
+    apart: bool = False
     _unnamed: bool = False
     """Naming the nodes would take a good part of what the file may grow by, so they stay without."""
     costs: dict[int, tuple[Model, Cost]] = field(default_factory=dict)
     verdicts: dict[int, tuple[Model, Fidelity]] = field(default_factory=dict)
+    truths: dict[tuple[int, int], Truth] = field(default_factory=dict)
 
     def run(self, asked: Asked, why_not_compared: str) -> tuple[Model, Report]:
         """Run the recipe, keep what holds, measure it and write it down."""
         self.plan = self._planned()
         unnamed = sum(not node.name for node in all_nodes(self.start.ir.graph))
-        self._unnamed = NAME_BYTES * unnamed > 0.2 * (GROWTH - 1) * self._cost(self.start).bytes
-        states = self._settle([])
+        if self.feeds.cost is not None:
+            self.costs[id(self.start)] = self.start, self.feeds.cost
+        before = self._state_before(self.start)
+        self._unnamed = NAME_BYTES * unnamed > 0.2 * (GROWTH - 1) * before.size.bytes
+        states = self._settle([before])
         states = self._worth_it(states)
         states, latency = self._not_slower(states)
-        final = self._model(states, len(states))
+        final = states[-1].model
         fidelity = self._fidelity(final) if self.compares else None
         latency, breaches = self._against_budget(final, fidelity, latency)
-        before, after = self._cost(self.start), self._cost(final)
+        cost_before, cost_after = self._cost(self.start), self._cost(final)
         lossy = any(not self.plan[number - 1].exact for number in self._moved(states))
         unchanged = final is self.start and not self.start.notes
         report = Report(
@@ -166,11 +189,11 @@ class Job:
             verified=self.compares,
             unverified_because="" if self.compares else why_not_compared,
             notes=(*self.start.notes, *_flaws(self.feeds.misdeclared)),
-            steps=tuple(_once(state.record for state in states)),
-            sizes=(before.bytes, after.bytes),
-            nodes=(before.nodes, after.nodes),
-            cost_before=before,
-            cost_after=after,
+            steps=tuple(_once(state.record for state in states if state.record is not None)),
+            sizes=(cost_before.bytes, cost_after.bytes),
+            nodes=(cost_before.nodes, cost_after.nodes),
+            cost_before=cost_before,
+            cost_after=cost_after,
             fidelity=fidelity,
             latency=latency,
             latency_note=self._latency_note(final, latency),
@@ -194,39 +217,47 @@ class Job:
             plan.insert(0, _Planned("cleanup", True, None, {}, True))
         return plan
 
-    def _model(self, states: Sequence[_State], number: int) -> Model:
-        """The model after step `number`; 0 is before the first."""
-        return states[number - 1].model if number else self.start
+    def _state_before(self, model: Model) -> _State:
+        """Where the walk begins."""
+        if self.feeds.cost is not None:
+            return _State(model, Size(self.feeds.cost.bytes, self.feeds.cost.nodes))
+        return _State(model, size_of(model.ir))
 
     def _moved(self, states: Sequence[_State]) -> list[int]:
-        """The steps that left another model behind."""
-        pairs = range(1, len(states) + 1)
-        return [number for number in pairs if self._model(states, number) is not self._model(states, number - 1)]
+        """The steps that changed the model for good; state 0 is before the first."""
+        return [number for number, state in enumerate(states) if state.moved]
 
     def _walk(self, states: Sequence[_State]) -> list[_State]:
         """Run what is still to run, without the steps that stay out."""
         found = list(states)
-        for number in range(len(found) + 1, len(self.plan) + 1):
-            planned, model = self.plan[number - 1], self._model(found, len(found))
-            notes = found[-1].notes if found else {}
+        shared: Model | None = None
+        for number in range(len(found), len(self.plan) + 1):
+            planned, last = self.plan[number - 1], found[-1]
             self.progress(planned.name, number - 1, len(self.plan))
             if number in self.out:
-                found.append(_State(model, self.out[number], notes))
+                found.append(dataclasses.replace(last, record=self.out[number]))
             elif not planned.exact and not self.feeds.runs:
                 reason = f"a lossy pass needs a model that runs: {self.feeds.used.note}"
                 record = StepRecord(planned.name, planned.exact, "refused", reason, planned.options)
-                found.append(_State(model, record, notes))
+                found.append(dataclasses.replace(last, record=record))
             else:
-                found.append(self._step(planned, model, notes))
+                if shared is None or self.apart or not planned.exact:
+                    with self.clock("passes"):
+                        shared = last.model.copy()
+                found.append(self._step(planned, last, shared))
+                if not planned.exact:
+                    shared = None  # what was judged must not change any more
         return found
 
-    def _step(self, planned: _Planned, before: Model, notes: Mapping[str, Any]) -> _State:
-        """Run one step on a copy, tidy up, and judge it if it is lossy."""
+    def _step(self, planned: _Planned, last: _State, work: Model) -> _State:
+        """Run one step on a copy of the state before it, tidy up, and judge it if it is lossy."""
         began = time.perf_counter()
         with self.clock("passes"):
-            work, context = before.copy(), self._context(notes)
+            context = self._context(last.notes)
             changes = self._fit(planned.step).run(work.ir, context) if planned.step is not None else []
-            changes = [*changes, *(self._tidy(work.ir, context) if planned.tidy else [])]
+            resting = self._resting(planned.step, changes, last.resting)
+            if planned.tidy:
+                changes, resting = [*changes, *self._tidy(work.ir, context, resting)], frozenset(CLEANUP)
             if self.lean or self._unnamed:
                 drop_given_names(work.ir.graph)
         seconds = time.perf_counter() - began
@@ -236,6 +267,10 @@ class Job:
         kept = done and not breaches
         own_refusals = any(change.pass_name == planned.name and not change.applied for change in changes)
         idle = "refused" if own_refusals else "nothing to do"
+        size = last.size
+        if done:
+            with self.clock("counting"):
+                size = size_of(work.ir)
         record = StepRecord(
             name=planned.name,
             exact=planned.exact,
@@ -243,13 +278,20 @@ class Job:
             reason="; ".join(breaches),
             options=planned.options,
             changes=tuple(changes),
-            nodes=(self._cost(before).nodes, self._cost(work).nodes),
-            bytes=(self._cost(before).bytes, self._cost(work).bytes),
+            nodes=(last.size.nodes, size.nodes),
+            bytes=(last.size.bytes, size.bytes),
             seconds=seconds,
             judging_seconds=time.perf_counter() - began,
             figures=figures,
         )
-        return _State(work, record, context.notes) if kept else _State(before, record, notes)
+        if kept:
+            return _State(work, size, record, context.notes, resting)
+        return dataclasses.replace(last, record=record, resting=resting if not done else last.resting)
+
+    def _resting(self, step: Pass | None, changes: Sequence[Change], before: frozenset[str]) -> frozenset[str]:
+        """The cleanup passes that find nothing after a step: each runs until it finds nothing itself."""
+        stays = frozenset[str]() if any(change.applied for change in changes) else before
+        return stays | {name for name in CLEANUP if step is not None and self._fit(step) == self._cleaner(name)}
 
     def _fit(self, step: Pass) -> Pass:
         """The pass, or where every byte counts one that adds none."""
@@ -279,16 +321,27 @@ class Job:
                 wrap(reference), wrap(candidate), sample, threads=self.threads, seconds=PROBE_SECONDS, seed=self.seed
             )
 
-    def _tidy(self, graph: ir.Model, context: Context) -> list[Change]:
-        """The cleanup passes until none of them finds anything; with the recipe's own options where it names them."""
-        named = {step.name: step for step in reversed(self.recipe.steps)}
-        passes = [self._fit(named[name].build() if name in named else pass_class(name)()) for name in CLEANUP]
+    def _cleaner(self, name: str) -> Pass:
+        """A cleanup pass, with the recipe's own options where it names it."""
+        named = next((step for step in self.recipe.steps if step.name == name), None)
+        return self._fit(named.build() if named is not None else pass_class(name)())
+
+    def _tidy(self, graph: ir.Model, context: Context, resting: frozenset[str]) -> list[Change]:
+        """The cleanup passes in turn until none of them finds anything; those at rest are not asked."""
         done: list[Change] = []
+        refused: dict[str, list[Change]] = {}
+        quiet = set(resting)
         for _ in range(ROUNDS):
-            found = [change for step in passes for change in step.run(graph, context)]
-            done += [change for change in found if change.applied]
-            if not any(change.applied for change in found):
-                return done + found
+            for name in CLEANUP:
+                if name in quiet:
+                    continue
+                found = self._cleaner(name).run(graph, context)
+                applied = [change for change in found if change.applied]
+                refused[name] = [change for change in found if not change.applied]
+                done += applied
+                quiet = {name} if applied else {*quiet, name}
+            if len(quiet) == len(CLEANUP):
+                return done + [change for changes in refused.values() for change in changes]
         return [*done, Change("cleanup", (), "cleaned up", reason=f"did not come to rest in {ROUNDS} rounds")]
 
     # ------------------------------------------------------------------------------------------------ judging
@@ -311,18 +364,29 @@ class Job:
                 self.verdicts[id(model)] = (
                     model,
                     compare(
-                        self.reference,
+                        self._truth(self.reference, self.feeds.judging),
                         model,
-                        self.feeds.judging,
                         data=self.feeds.used.kind,
-                        parts=(self.budget or Budget()).parts,
-                        threads=self.threads,
                         metric=self.metric,
                         labels=self.feeds.labels,
-                        seed=self.seed,
+                        sparing=True,
                     ),
                 )
         return self.verdicts[id(model)][1]
+
+    def _truth(self, model: Model, samples: Sequence[Sample]) -> Truth:
+        """What a model answers, asked once for all that is held against it."""
+        key = id(model), id(samples)
+        if key not in self.truths:
+            parts = (self.budget or Budget()).parts
+            self.truths[key] = Truth(model, samples, parts, self.threads, self.seed)
+        return self.truths[key]
+
+    def answers(self, model: Model) -> Mapping[str, Any] | None:
+        """What a model answered to the first sample for judging, if that is still known."""
+        truth = self.truths.get((id(self.reference), id(self.feeds.judging)))
+        latest = None if truth is None else truth.latest
+        return latest[1] if latest is not None and latest[0] is model else None
 
     def _judge(self, model: Model) -> tuple[list[str], dict[str, float]]:
         """What a lossy step breaks, and the figures it was judged by."""
@@ -350,32 +414,48 @@ class Job:
             fault = self._malformed(found)
             if fault is None and (fault := self._grown(found)) is not None and not self.lean:
                 self.lean = True
-                found = self._walk([])
+                found = self._walk(found[:1])
                 continue
             fault = fault or self._unequal(found)
             if fault is None:
                 return found
+            if self._share(found):
+                found = self._one_by_one(found)
+                continue
             found = self._without(found, *fault)
+
+    def _share(self, states: Sequence[_State]) -> bool:
+        """True where steps that did something share a model, so that the states between them are gone."""
+        models = [id(states[number].model) for number in self._moved(states)]
+        return len(set(models)) < len(models)
+
+    def _one_by_one(self, states: Sequence[_State]) -> list[_State]:
+        """The same walk with a copy for each step, so that every state can be looked at."""
+        self.apart = True
+        return self._walk(states[:1])
 
     def _without(self, states: Sequence[_State], number: int, reason: str) -> list[_State]:
         """The walk with a step left out for good."""
-        record = states[number - 1].record
+        record = states[number].record
+        assert record is not None
         self.out[number] = dataclasses.replace(record, outcome="rolled back", reason=reason)
-        return self._walk(states[: number - 1])
+        return self._walk(states[:number])
 
     def _malformed(self, states: Sequence[_State]) -> tuple[int, str] | None:
         """The first step after which the verifier complains of what it did not complain of before."""
         with self.clock("verifying"):
+            moved = self._moved(states)
+            if not moved:
+                return None
             interface = Interface.of(self.start.ir)
             if self.feeds.misdeclared:
                 # folding shows what the declaration hid: then failing inference tells nothing of the step
                 interface = dataclasses.replace(interface, infers=False)
-            moved = self._moved(states)
-            if not moved or not verify(self._model(states, moved[-1]).ir, interface):
+            if not verify(states[moved[-1]].model.ir, interface):
                 return None
             known = set(verify(self.start.ir, interface))
             for number in moved:
-                problems = [line for line in verify(self._model(states, number).ir, interface) if line not in known]
+                problems = [line for line in verify(states[number].model.ir, interface) if line not in known]
                 if problems:
                     return number, f"left an invalid graph: {problems[0]}"
         return None
@@ -393,7 +473,7 @@ class Job:
     def _grown(self, states: Sequence[_State]) -> tuple[int, str] | None:
         """The exact step that added most, where a run of exact steps made the model bigger."""
         for first, numbers in self._segments(states):
-            sizes = [self._cost(self._model(states, number)).bytes for number in (first, *numbers)]
+            sizes = [states[number].size.bytes for number in (first, *numbers)]
             if sizes[-1] <= GROWTH * sizes[0]:
                 continue
             added = [after - before for before, after in itertools.pairwise(sizes)]
@@ -415,15 +495,15 @@ class Job:
 
     def _differs(self, states: Sequence[_State], first: int, number: int) -> str | None:
         """How the state after a step answers otherwise than one before it."""
-        model = self._model(states, number)
-        if first == 0 and self.feeds.exact is self.feeds.judging:
-            try:
+        model = states[number].model
+        base = states[first].model if first else self.reference
+        try:
+            if first == 0 and self.feeds.exact is self.feeds.judging:
                 return said(self._fidelity(model))  # the same comparison, made once
-            except MeasureError as err:
-                return str(err)
-        base = self._model(states, first) if first else self.reference
-        with self.clock("comparing"):
-            return difference(base, model, self.feeds.exact, self.threads)
+            with self.clock("comparing"):
+                return said(compare(self._truth(base, self.feeds.exact), model, sparing=True))
+        except MeasureError as err:
+            return str(err)
 
     # ------------------------------------------------------------------------------------------------ outcome
 
@@ -446,12 +526,13 @@ class Job:
             return states
         before = dict(self.out)
         for number in lossy:
-            record = states[number - 1].record
+            record = states[number].record
+            assert record is not None
             self.out[number] = dataclasses.replace(record, outcome="rolled back", reason="for comparison")
-        exact = self._settle(states[: lossy[0] - 1])
-        old, new = self._model(exact, len(exact)), self._model(states, len(states))
+        exact = self._settle(states[: lossy[0]])
+        old, new = exact[-1].model, states[-1].model
         reason = ""
-        if self._cost(new).bytes * GROWTH >= self._cost(old).bytes:
+        if states[-1].size.bytes * GROWTH >= exact[-1].size.bytes:
             reason = "made the model no smaller, and nothing was timed"
             if self.times:
                 timing = self._time(old, new, self.latency_seconds)
@@ -461,20 +542,23 @@ class Job:
             return states
         for number in lossy:
             self.out[number] = dataclasses.replace(self.out[number], reason=reason)
-        return self._walk(exact[: lossy[0] - 1])
+        return self._walk(exact[: lossy[0]])
 
     def _not_slower(self, states: list[_State]) -> tuple[list[_State], Latency | None]:
         """Time the result; take exact steps back, from the last on, where it is slower with confidence."""
         while True:
-            final, moved = self._model(states, len(states)), self._moved(states)
+            final, moved = states[-1].model, self._moved(states)
             if not self.times or (final is self.start and self.reference is self.start):
                 return states, None
             latency = self._time(self.reference, final, self.latency_seconds)
             if latency.low <= SLOWER or not moved or not all(self.plan[number - 1].exact for number in moved):
                 return states, latency
+            if self._share(states):
+                states = self._settle(self._one_by_one(states))
+                moved = self._moved(states)
             guilty = moved[0]
             for number, earlier in zip(moved[:0:-1], moved[-2::-1], strict=True):
-                if self._time(self.reference, self._model(states, earlier), self.latency_seconds).low <= SLOWER:
+                if self._time(self.reference, states[earlier].model, self.latency_seconds).low <= SLOWER:
                     guilty = number
                     break
             told = f"measured slower: x {latency.ratio:.3f} ({latency.low:.3f} to {latency.high:.3f})"
@@ -529,14 +613,6 @@ def _flaws(misdeclared: Mapping[str, str]) -> list[Change]:
         Change("load", (name,), f"kept the wrong shape of output '{name}'", details={"found": text})
         for name, text in misdeclared.items()
     ]
-
-
-def difference(reference: Model, candidate: Model, samples: Sequence[Sample], threads: int = 1) -> str | None:
-    """How the answers of an exact change differ beyond rounding; None where they do not."""
-    try:
-        return said(compare(reference, candidate, samples, threads=threads))
-    except MeasureError as err:
-        return str(err)
 
 
 def said(found: Fidelity) -> str | None:

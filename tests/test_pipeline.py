@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxslim_core import _job, passes
 from onnxslim_core.errors import BudgetError, DataError, MeasureError, ModelError, RecipeError
 from onnxslim_core.measure.latency import Latency
-from onnxslim_core.model import load
+from onnxslim_core.model import Model, load
 from onnxslim_core.pipeline import Result, compress, compress_file
 from onnxslim_core.recipe import Budget, InputSpec, OutputBudget, Recipe, Step
 from onnxslim_core.rewrite import Change, Context, Kind
@@ -388,9 +388,9 @@ def test_deciding_and_judging_samples_differ(monkeypatch: pytest.MonkeyPatch) ->
     judged: list[np.ndarray] = []
     real = vars(_job)["compare"]
 
-    def spy(reference: Any, candidate: Any, samples: Any, **options: Any) -> Any:
-        judged.extend(sample["x"] for sample in samples)
-        return real(reference, candidate, samples, **options)
+    def spy(reference: Any, candidate: Any, **options: Any) -> Any:
+        judged.extend(sample["x"] for sample in reference.samples)
+        return real(reference, candidate, **options)
 
     def look(self: Narrow, model: ir.Model, context: Context) -> list[Change]:
         seen.extend(sample["x"] for sample in context.samples)
@@ -499,11 +499,50 @@ def test_a_written_file_that_answers_otherwise_is_not_kept(tmp_path: Path, monke
     from onnxslim_core import pipeline
 
     result = squeeze(net())
-    other = load(net(width=8))
-    monkeypatch.setattr(pipeline, "load", lambda *args, **options: other)
+    other = tmp_path / "other.onnx"
+    onnx.save(net(width=8), other)
+    real = vars(pipeline)["open_file"]
+    monkeypatch.setattr(pipeline, "open_file", lambda path, **options: real(other, **options))
     with pytest.raises(ModelError, match="does not answer like the model in memory"):
         result.save(tmp_path / "out.onnx")
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [other]
+
+
+def test_a_result_that_was_changed_afterwards_can_be_saved(tmp_path: Path) -> None:
+    result = squeeze(net())
+    assert result.answers is not None
+    result.model.ir = load(net(width=8)).ir
+    result.save(tmp_path / "out.onnx")
+    x = np.ones((1, 8), np.float32)
+    np.testing.assert_array_equal(answers(str(tmp_path / "out.onnx"), x), answers(net(width=8).SerializeToString(), x))
+
+
+def test_exact_steps_share_one_copy_until_one_is_at_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[Model] = []
+    real = Model.copy
+
+    def counted(model: Model) -> Model:
+        copies.append(real(model))
+        return copies[-1]
+
+    monkeypatch.setattr(Model, "copy", counted)
+    squeeze(net())
+    assert len(copies) == 1
+    copies.clear()
+    tiny = 1 + 2**-22
+    squeeze(net(), recipe(("fake", {"factor": tiny}), ("fake", {"factor": 1.5}), ("fake", {"factor": tiny})))
+    # one for all, then one for each and the cleanup before them, then one for what comes after the one left out
+    assert len(copies) == 1 + 4 + 1
+
+
+def test_exact_steps_after_a_lossy_one_leave_what_was_judged_alone() -> None:
+    tiny = 1 + 2**-22
+    steps = (("fake", {"factor": tiny}), ("lossy", {"factor": 1.2}), ("fake", {"factor": 1.5}), "narrow")
+    result = squeeze(net(), recipe(*steps), budget=Budget(max_abs=1e9))
+    assert [step.outcome for step in result.report.steps if step.name == "fake"] == ["done", "rolled back"]
+    x = RNG.standard_normal((3, 8)).astype(np.float32)
+    found = answers(result.model.to_proto().SerializeToString(), x)
+    assert np.isfinite(found).all()
 
 
 def test_overwrites_its_own_source(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from onnxslim_core.rewrite import Sample
 if TYPE_CHECKING:
     from onnxslim_core.model import Model
 
-__all__ = ["Cost", "Layer", "OperatorTime", "cost", "params_of", "profile"]
+__all__ = ["Cost", "Layer", "OperatorTime", "Size", "cost", "params_of", "profile", "size_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,14 @@ class Layer:
     macs: int
     params: int
     shape: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a file of a model holds; see `Cost`."""
+
+    bytes: int
+    nodes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +99,22 @@ def cost(model: Model, sample: Sample | None) -> Cost:
     shapes = concrete_shapes(model.ir, sample)
     graph = model.ir.graph
     outputs = [v for node in graph for v in node.outputs if v.name]
-    layers = _layers(graph, shapes)
+    layers, size = _layers(graph, shapes), size_of(model.ir)
     return Cost(
         macs=sum(layer.macs for layer in layers),
         params=params_of(model.ir),
-        bytes=bytes_in_one_file(model.ir),
+        bytes=size.bytes,
         peak_activation_bytes=_peak(graph, shapes),
-        nodes=sum(not is_op(node, "Constant") for node in all_nodes(graph)),
+        nodes=size.nodes,
         layers=layers,
         has_bodies=any(bodies(node) for node in graph),
         unknown_shapes=sum(v not in shapes.shape for v in outputs),
     )
+
+
+def size_of(model: ir.Model) -> Size:
+    """Bytes and nodes of a model, without looking at shapes."""
+    return Size(bytes_in_one_file(model), sum(not is_op(node, "Constant") for node in all_nodes(model.graph)))
 
 
 def params_of(model: ir.Model) -> int:

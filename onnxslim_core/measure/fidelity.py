@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 
 from onnxslim_core.errors import MeasureError
-from onnxslim_core.measure.inputs import indexed_tables
-from onnxslim_core.measure.scores import OutputFidelity, Parts, Tally, as_array, columns_of
-from onnxslim_core.measure.session import open_session, run
+from onnxslim_core.measure.scores import OutputFidelity, Parts, as_array
+from onnxslim_core.measure.truth import Answers, Plain, Tallies, Truth
 from onnxslim_core.rewrite import Sample
 
 if TYPE_CHECKING:
@@ -29,17 +27,10 @@ if TYPE_CHECKING:
 
     from onnxslim_core.model import Model
 
-__all__ = ["Fidelity", "Metric", "OutputFidelity", "Parts", "compare"]
+__all__ = ["Fidelity", "Metric", "OutputFidelity", "Parts", "Truth", "beside", "compare"]
 
 Metric = Callable[[Mapping[str, np.ndarray], Any], float]
 """A user's measure: (outputs by name, all samples one after the other; labels) -> a figure, larger is better."""
-
-Answers = dict[str, Any]
-
-_NOISE_SAMPLES = 4
-_DEFAULT_SAMPLES = 32
-_TRUTH_BYTES = 2**28
-"""Answers of the reference that are kept for the comparisons that follow, at least one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +40,8 @@ class Fidelity:
     Attributes:
         outputs: Per output, and per named column of one as OUTPUT.PART; both sessions without optimization.
         default: The candidate's default session against the same reference, over the first samples.
-        reference_default: The reference's own default session against it: what onnxruntime's optimizer does.
+        reference_default: The reference's own default session against it: what onnxruntime's optimizer does. Empty
+            where it was not asked, since the candidate's stays near enough.
         samples: How many were compared.
         data: "random" or "given".
         verified: False where nothing could be run; all figures are then absent.
@@ -114,8 +106,7 @@ class Fidelity:
         if not self.verified or not self.outputs:
             return False
         for name, figures in self.outputs.items():
-            least = tolerance if figures.kind == "float" else 0.0
-            allowed = max(least, 4 * (figures.noise_floor or 0.0))
+            allowed = figures.allowed(tolerance)
             if not figures.within(allowed):
                 return False
             own, deployed = self.reference_default.get(name), self.default.get(name)
@@ -126,15 +117,20 @@ class Fidelity:
                 return False
         return True
 
+    def stays_near(self, tolerance: float = 1e-5) -> bool:
+        """True where the default session is near enough for `equal`, whatever the reference's own does."""
+        pairs = ((figures, self.default.get(name)) for name, figures in self.outputs.items())
+        return all(o is None or o.within(10 * figures.allowed(tolerance)) for figures, o in pairs)
+
     def _worst(self, pick: Callable[[Any], Any], key: str) -> float:
         found = [value for o in self.outputs.values() if (value := getattr(o, key)) is not None]
         return float(pick(found)) if found else float("nan")
 
 
 def compare(
-    reference: Model,
+    reference: Model | Truth,
     candidate: Model,
-    samples: Sequence[Sample],
+    samples: Sequence[Sample] = (),
     *,
     data: str = "given",
     parts: Mapping[str, Parts] | None = None,
@@ -142,11 +138,12 @@ def compare(
     metric: Metric | None = None,
     labels: object = None,
     seed: int = 0,
+    sparing: bool = False,
 ) -> Fidelity:
     """Run both models over samples and compare what they answer.
 
     Args:
-        reference: What the candidate is held against.
+        reference: What the candidate is held against; a `Truth` brings its samples, parts, threads and seed along.
         candidate: Takes the same samples and has the same outputs.
         samples: At least one.
         data: "given", or "random" where the samples are made up.
@@ -155,78 +152,56 @@ def compare(
         metric: A user's measure.
         labels: Handed to the metric.
         seed: Of the noise.
+        sparing: The reference's default session is only asked where the candidate's leaves the reference too far for
+            `Fidelity.equal`; `reference_default` is else empty.
 
     Raises:
         MeasureError: if there is no sample, a model does not run, or an output is missing.
     """
-    if not samples:
-        raise MeasureError("no samples to compare on")
-    plain = [open_session(model, threads=threads, optimize=False) for model in (reference, candidate)]
-    names = _same_outputs(*plain)
-    for name in parts or {}:
-        if name not in names:
-            raise MeasureError(f"parts are given for '{name}', which is no output", f"outputs: {', '.join(names)}")
-    tally = _Tallies(names, parts or {})
-    truths: list[Answers] = []
-    room = _TRUTH_BYTES
+    truth = reference if isinstance(reference, Truth) else Truth(reference, samples, parts or {}, threads, seed)
+    other = Plain(candidate, truth.threads)
+    if truth.is_large:
+        truth.plain.close()
+    names = _same_outputs(truth.names, other.session)
+    tally = Tallies(names, truth.parts)
     kept: list[tuple[Answers, Answers]] = []
-    for sample in samples:
-        ours, theirs = run(plain[0], sample), run(plain[1], sample)
+    for sample, ours, theirs in truth.beside(other):
         tally.add(ours, theirs, sample)
-        room -= sum(as_array(value).nbytes for value in ours.values())
-        if not truths or (room > 0 and len(truths) < _DEFAULT_SAMPLES):
-            truths.append(ours)
         if metric is not None:
             kept.append((ours, theirs))
-    noise = _noise(
-        reference, plain[0], samples[: min(_NOISE_SAMPLES, len(truths))], truths, tally.fresh(), threads, seed
-    )
-    del plain
-    own = _default_session(reference, samples, truths, tally.fresh(), threads)
-    return Fidelity(
-        outputs=tally.results(noise),
-        default=_default_session(candidate, samples, truths, tally.fresh(), threads) if own else {},
-        reference_default=own,
-        samples=len(samples),
+    other.close()
+    found = Fidelity(
+        outputs=tally.results(truth.noise()),
+        default=truth.deployed(candidate),
+        samples=len(truth.samples),
         data=data,
         verified=True,
         metric=None if metric is None else (_scored(metric, kept, 0, labels), _scored(metric, kept, 1, labels)),
     )
+    if sparing and found.stays_near():
+        return found
+    return replace(found, reference_default=truth.own_deployed())
 
 
-class _Tallies:
-    """One tally per output and per part of one."""
+def beside(expected: Answers, found: Answers, sample: Sample, known: Fidelity | None = None) -> Fidelity:
+    """The answers to one sample beside those that are expected.
 
-    def __init__(self, names: Sequence[str], parts: Mapping[str, Parts]) -> None:
-        self._names, self._parts = names, parts
-        self._tallies: dict[str, Tally] = {}
-        for name in names:
-            self._tallies[name] = Tally()
-            columns = parts[name][1] if name in parts else ()
-            self._tallies.update({f"{name}.{part}": Tally() for part in columns})
-
-    def fresh(self) -> _Tallies:
-        """Empty ones of the same names."""
-        return _Tallies(self._names, self._parts)
-
-    def add(self, ours: Answers, theirs: Answers, sample: Sample) -> None:
-        """The outputs of one call of each model."""
-        batch = _batch(sample)
-        for name in self._names:
-            self._tallies[name].add(ours[name], theirs[name], batch)
-            if name not in self._parts:
-                continue
-            pair = [columns_of(answers[name], self._parts[name]) for answers in (ours, theirs)]
-            for part in self._parts[name][1]:
-                self._tallies[f"{name}.{part}"].add(pair[0][part], pair[1][part], batch)
-
-    def results(self, noise: Mapping[str, OutputFidelity]) -> dict[str, OutputFidelity]:
-        """The figures, each beside its noise floor."""
-        return {name: tally.result(noise.get(name)) for name, tally in self._tallies.items()}
+    Args:
+        expected: By output.
+        found: By output.
+        sample: What was asked.
+        known: Where the noise floors are taken from.
+    """
+    if expected.keys() != found.keys():
+        raise MeasureError(f"the outputs are {', '.join(found)} where {', '.join(expected)} are expected")
+    tally = Tallies(list(expected), {})
+    tally.add(expected, found, sample)
+    floors = {name: figures.noise_floor for name, figures in known.outputs.items()} if known is not None else {}
+    figures = {name: replace(each, noise_floor=floors.get(name)) for name, each in tally.results({}).items()}
+    return Fidelity(figures, samples=1, verified=True)
 
 
-def _same_outputs(reference: ort.InferenceSession, candidate: ort.InferenceSession) -> list[str]:
-    names = [output.name for output in reference.get_outputs()]
+def _same_outputs(names: list[str], candidate: ort.InferenceSession) -> list[str]:
     others = [output.name for output in candidate.get_outputs()]
     for name in names:
         if name not in others:
@@ -235,70 +210,6 @@ def _same_outputs(reference: ort.InferenceSession, candidate: ort.InferenceSessi
         if name not in names:
             raise MeasureError(f"the reference has no output '{name}'", f"its outputs: {', '.join(names)}")
     return names
-
-
-def _noise(
-    model: Model,
-    session: ort.InferenceSession,
-    samples: Sequence[Sample],
-    truths: Sequence[Answers],
-    tally: _Tallies,
-    threads: int,
-    seed: int,
-) -> dict[str, OutputFidelity]:
-    """The reference against itself with every float of the input moved by one unit in its last place.
-
-    Where the inputs are ids and no floats, the rows of the tables that they pick are moved instead.
-    """
-    rng = np.random.default_rng(seed)
-    is_real = any(array.dtype.kind == "f" for array in samples[0].values() if isinstance(array, np.ndarray))
-    if not is_real:
-        moved = _with_moved_tables(model, rng)
-        if moved is None:
-            return {}
-        session = open_session(moved, threads=threads, optimize=False)
-    for sample, truth in zip(samples, truths, strict=False):
-        shaken = {name: _shaken(array, rng) for name, array in sample.items()}
-        tally.add(truth, run(session, shaken), sample)
-    return tally.results({})
-
-
-def _with_moved_tables(model: Model, rng: np.random.Generator) -> Model | None:
-    """A copy whose float tables that inputs index are moved by one unit in the last place; None where none is."""
-    copy = model.copy()
-    tables = {table for _, table, _ in indexed_tables(copy.ir) if table.const_value is not None}
-    moved = False
-    for table in tables:
-        tensor = table.const_value
-        if tensor is None or tensor.numpy().dtype.kind != "f":
-            continue
-        table.const_value = ir.tensor(_shaken(tensor.numpy(), rng), name=table.name)
-        moved = True
-    return copy if moved else None
-
-
-def _shaken(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or not array.size:
-        return array
-    up = rng.random(array.shape) < 0.5
-    towards = np.where(up, np.inf, -np.inf).astype(array.dtype)
-    return np.where(np.isfinite(array) & (array != 0), np.nextafter(array, towards), array)
-
-
-def _default_session(
-    model: Model, samples: Sequence[Sample], truths: Sequence[Answers], tally: _Tallies, threads: int
-) -> dict[str, OutputFidelity]:
-    """A model's default session against the reference as it is written."""
-    session = open_session(model, threads=threads)
-    for sample, truth in zip(samples, truths, strict=False):
-        tally.add(truth, run(session, sample), sample)
-    return tally.results({})
-
-
-def _batch(sample: Sample) -> int:
-    """How many answers a call holds: the first axis that all inputs share, else 1."""
-    sizes = {array.shape[0] for array in sample.values() if getattr(array, "ndim", 0) > 1}
-    return int(sizes.pop()) if len(sizes) == 1 else 1
 
 
 def _scored(metric: Metric, kept: Sequence[tuple[Answers, Answers]], which: int, labels: object) -> float:

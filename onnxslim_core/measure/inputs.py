@@ -141,6 +141,7 @@ def random_samples(
     seed: int = 0,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     values: Mapping[str, object] | None = None,
+    session: ort.InferenceSession | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """Seeded random inputs at sizes that run; every sample has been run.
 
@@ -150,6 +151,7 @@ def random_samples(
         seed: The same seed gives the same samples.
         shapes: Sizes for inputs, by name.
         values: A number to fill an input with, or its whole content.
+        session: Of the model, where one is open.
 
     Raises:
         RecipeError: if a shape or value names no input or does not fit it.
@@ -159,7 +161,7 @@ def random_samples(
     specs = input_specs(model)
     _check(specs, shapes, values)
     rows = _rows_of_tables(model.ir)
-    session = open_session(model, optimize=False)
+    session = session or open_session(model, optimize=False)
     fallback: list[dict[str, np.ndarray]] | None = None
     error: MeasureError | None = None
     give_up = time.monotonic() + _SECONDS

@@ -79,6 +79,10 @@ class OutputFidelity:
     noise_floor: float | None = None
     mismatch: str = ""
 
+    def allowed(self, tolerance: float) -> float:
+        """The error that is rounding: of floats this tolerance or 4 times the noise floor, whichever is larger."""
+        return max(tolerance if self.kind == "float" else 0.0, 4 * (self.noise_floor or 0.0))
+
     def within(self, tolerance: float) -> bool:
         """True where the error is at most this, and never where there is no figure."""
         return not self.mismatch and self.error <= tolerance

@@ -21,7 +21,7 @@ from onnxslim_core.rewrite import Sample
 if TYPE_CHECKING:
     from onnxslim_core.model import Model
 
-__all__ = ["RUNTIME_ERRORS", "feeds_for", "open_piece", "open_session", "run", "run_only"]
+__all__ = ["RUNTIME_ERRORS", "feeds_for", "open_file", "open_piece", "open_session", "run", "run_only"]
 
 
 def _error_types() -> tuple[type[Exception], ...]:
@@ -54,6 +54,11 @@ def open_session(
         options.profile_file_prefix = os.fspath(profile)
     with model.session_source() as source:
         return _open(source, options)
+
+
+def open_file(path: str | os.PathLike[str], *, threads: int = 1) -> ort.InferenceSession:
+    """Open a file as it lies there, graph as it is written; as `open_session`."""
+    return _open(os.fspath(path), _options(threads, False))
 
 
 def open_piece(proto: onnx.ModelProto, *, threads: int = 1) -> ort.InferenceSession:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,8 @@ import pytest
 from onnx import TensorProto, numpy_helper, parser
 
 from onnxslim_core.errors import MeasureError
-from onnxslim_core.measure import fidelity
-from onnxslim_core.measure.fidelity import Fidelity, compare
+from onnxslim_core.measure import truth
+from onnxslim_core.measure.fidelity import Fidelity, Truth, compare
 from onnxslim_core.measure.scores import OutputFidelity, Tally
 from onnxslim_core.measure.session import open_session
 from onnxslim_core.model import Model, load
@@ -277,7 +278,7 @@ def test_what_an_optimizer_merges_wrongly_is_judged_as_written(monkeypatch: pyte
     def merging(model: Model, *, threads: int = 1, optimize: bool = True) -> Any:
         return open_session(_pool(padded=False) if optimize else model, threads=threads, optimize=optimize)
 
-    monkeypatch.setattr(fidelity, "open_session", merging)
+    monkeypatch.setattr(truth, "open_session", merging)
     sample = {"x": -np.ones((1, 1, 4, 4), np.float32)}
     found = compare(_pool(padded=True), _pool(padded=True), [sample])
     assert found.equal()
@@ -406,3 +407,58 @@ def test_a_candidate_that_answers_nan_is_named() -> None:
     assert math.isnan(found.min_cosine)
     assert any(line.startswith("y:") for line in found.not_finite())
     assert not compare(_load(text, k=np.float32(1)), _load(text, k=np.float32(2)), samples).not_finite()
+
+
+# --- sessions
+
+
+class _Sessions:
+    """Opens sessions as ever, and knows how many there were and how many at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened: list[bool] = []
+        self.most = 0
+        self._alive: weakref.WeakSet[Any] = weakref.WeakSet()
+        monkeypatch.setattr(truth, "open_session", self.open)
+
+    def open(self, model: Model, *, threads: int = 1, optimize: bool = True) -> Any:
+        session = open_session(model, threads=threads, optimize=optimize)
+        self.opened.append(optimize)
+        self._alive.add(session)
+        self.most = max(self.most, len(self._alive))
+        return session
+
+
+def test_large_models_are_never_open_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs, samples = _linear(), _linear(noise=1e-3), _samples(40)
+    expected = compare(ours, theirs, samples)
+    sessions = _Sessions(monkeypatch)
+    monkeypatch.setattr(truth, "_LARGE", 0)
+    monkeypatch.setattr(truth, "_TRUTH_BYTES", 100)  # four answers at a time
+    found = compare(ours, theirs, samples)
+    assert sessions.most == 1
+    assert found.outputs == expected.outputs
+    assert found.samples == 40
+
+
+def test_a_truth_is_asked_once_for_several_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = _Sessions(monkeypatch)
+    reference = Truth(_linear(), _samples())
+    first, second = compare(reference, _linear(), sparing=True), compare(reference, _linear(scale=2), sparing=True)
+    assert first.equal()
+    assert not second.equal()
+    # the reference once and then in its default session, where the second candidate made it worth asking
+    assert len(sessions.opened) == 1 + 2 * 2 + 1
+    assert not first.reference_default
+    assert second.reference_default
+
+
+def test_more_samples_than_are_kept_are_all_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(truth, "_DEFAULT_SAMPLES", 2)
+    samples = _samples(7)
+    reference = Truth(_linear(), samples)
+    for _ in range(2):
+        found = compare(reference, _linear(noise=1e-3))
+        assert found["y"].answers == 7
+        assert found.default["y"].answers == 2
+    assert found.outputs == compare(_linear(), _linear(noise=1e-3), samples).outputs
