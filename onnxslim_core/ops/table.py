@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxslim_core.graph import STANDARD
-from onnxslim_core.ops import conv, einsum, join, keep, mix, move, product, recurrent, sizes
+from onnxslim_core.ops import conv, einsum, join, joints, keep, mix, move, parts, product, recurrent, sizes
 from onnxslim_core.ops.flow import Rule
 
 __all__ = ["RULES", "rule_of"]
@@ -19,6 +19,8 @@ RULES: dict[str, Rule] = {
     **keep.RULES,
     **mix.RULES,
     **move.RULES,
+    **parts.RULES,
+    **joints.RULES,
     **sizes.RULES,
 }
 

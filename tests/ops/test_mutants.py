@@ -89,7 +89,7 @@ class Mutant:
             fresh = flow.atoms.fresh(labels.size).reshape(labels.shape)
             flow.set(value, fresh if self.kind == "untied" else np.flip(labels))
 
-    def _stub(self, left: Labels, right: Any) -> Labels:
+    def _stub(self, left: Labels, right: Any, *why: str) -> Labels:
         if self.kind == "no mix":
             self.effect |= any(left.shape[axis] > 1 for axis in right)
         else:
