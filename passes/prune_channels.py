@@ -7,6 +7,7 @@ the result equals the model with zeros multiplied in at every sum over the remov
     allocation  uniform   the share `ratio` of every group
                 global    one threshold on scores over their group's mean; `target` is the share of channels kept
                 macs      the same, to the share `target` of the multiply-adds
+                          (bn_scale has its threshold on the scale itself, as Network Slimming does)
     criterion   l1, l2, bn_scale, geometric_median, random; obs from samples (one file each in onnxslim_core/criteria)
 
 Lossy. With samples, every reader of removed channels is solved anew by least squares, one after the other, on what it
@@ -31,6 +32,7 @@ from onnxslim_core.channels.boxes import settle
 from onnxslim_core.channels.groups import ChannelGraph, Group, atom_mass
 from onnxslim_core.channels.removal import remove_atoms
 from onnxslim_core.channels.trace import trace
+from onnxslim_core.criteria.bn_scale import has_scale
 from onnxslim_core.criteria.table import CRITERIA
 from onnxslim_core.errors import RecipeError, UnsupportedModel
 from onnxslim_core.repair.bias import expected_shifts
@@ -38,7 +40,7 @@ from onnxslim_core.repair.sequential import Refit
 from onnxslim_core.rewrite import Change, Context, Kind
 from onnxslim_core.search.curves import Option, plan_by_curves
 from onnxslim_core.search.views import least_loss, maker_energy
-from onnxslim_core.search.widths import ALLOCATIONS, Candidate, Limits, Plan, allocate, cheapest
+from onnxslim_core.search.widths import ALLOCATIONS, Candidate, Limits, Plan, allocate, share_kept
 
 from ._calibrated import Calibrated, repaired_nodes
 
@@ -116,10 +118,13 @@ class PruneChannels:
             groups, plan, more = self._plan_from_samples(channels, groups, limits, context)
             refused += more
         else:
-            candidates = [Candidate(g, CRITERIA[self.criterion](channels, g, context.seed)) for g in groups]
+            groups, more = self._comparable(groups)
+            refused += more
+            score, absolute = CRITERIA[self.criterion], self.criterion == "bn_scale"
+            candidates = [Candidate(group, score(channels, group, context.seed), absolute) for group in groups]
             plan = allocate(channels, candidates, self.allocation, self._amount(), limits) if groups else Plan(())
-            if self.allocation == "macs" and groups:
-                refused += self._unreached(channels, candidates, limits)
+        if (unreached := self._unreached(channels, groups, plan)) is not None:
+            return [unreached, *refused]
         changes = self._tell(groups, plan, limits)
         if not plan.all():
             return changes + refused
@@ -202,12 +207,26 @@ class PruneChannels:
             names |= {str(use.constant.name), str(use.node.name)}
         return next((glob for glob in self.ignored for name in sorted(names) if fnmatchcase(name, glob)), None)
 
-    def _unreached(self, channels: ChannelGraph, candidates: Sequence[Candidate], limits: Limits) -> list[Change]:
-        least = cheapest(channels, candidates, limits)
-        if least <= self._amount():
-            return []
-        reason = f"at least {least:.3f} of the multiply-adds stay within round_to, max_ratio and what is free"
-        return [Change(self.name, (), f"reach target {self._amount()}", reason=reason, guard="target_reachable")]
+    def _comparable(self, groups: list[Group]) -> tuple[list[Group], list[Change]]:
+        """Groups whose scores mean the same: a scale and the norm of a filter do not."""
+        if self.criterion != "bn_scale" or self.allocation == "uniform":
+            return groups, []
+        reason = "no BatchNormalization says its scale, which is what one threshold compares"
+        return [group for group in groups if has_scale(group)], [
+            Change(self.name, (group.name,), f"prune {group.width} channels", reason=reason, guard="scale_known")
+            for group in groups
+            if not has_scale(group)
+        ]
+
+    def _unreached(self, channels: ChannelGraph, groups: Sequence[Group], plan: Plan) -> Change | None:
+        """A target that no plan meets: to cut everything to its floor in vain helps nobody."""
+        least = share_kept(channels, groups, plan, self.allocation)
+        if self.allocation == "uniform" or least <= self._amount():
+            return None
+        what = "multiply-adds" if self.allocation == "macs" else "channels that may go"
+        reason = f"at least {least:.3f} of the {what} stay within round_to, max_ratio, min_width and what is free"
+        action = f"keep no more than {self._amount():g} of the {what}"
+        return Change(self.name, (), action, reason=reason, guard="target_reachable")
 
     def _tell(self, groups: Sequence[Group], plan: Plan, limits: Limits) -> list[Change]:
         """What goes of every group, or why nothing does."""

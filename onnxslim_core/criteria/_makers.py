@@ -11,26 +11,27 @@ from numpy.typing import NDArray
 from onnxslim_core import graph as verbs
 from onnxslim_core.channels.groups import ChannelGraph, Group
 from onnxslim_core.ops.atoms import Labels
-from onnxslim_core.ops.flow import Use
+from onnxslim_core.ops.consts import array_of
+from onnxslim_core.ops.flow import Flow, Use
 
 __all__ = ["maker_rows", "rows_of", "scale_of", "sum_by_class"]
 
 Floats = NDArray[np.float64]
 
 
-def maker_rows(group: Group) -> Iterator[tuple[Labels, Floats]]:
+def maker_rows(channels: ChannelGraph, group: Group) -> Iterator[tuple[Labels, Floats]]:
     """For each node that makes channels of the group: labels (n,) and weight rows (n, everything else)."""
-    return rows_of(group.uses)
+    return rows_of(channels.flow, group.uses)
 
 
-def rows_of(uses: Iterable[Use]) -> Iterator[tuple[Labels, Floats]]:
+def rows_of(flow: Flow, uses: Iterable[Use]) -> Iterator[tuple[Labels, Floats]]:
     """Labels (n,) and weight rows (n, everything else) of the uses that make channels.
 
     Rows are multiplied by the scale of a BatchNormalization that reads them alone, since a norm under a later scale
     says nothing (Li et al. measure filters of networks without one). Depthwise weights carry channels and make none.
     """
     for use in uses:
-        array = verbs.array_of(use.constant) if use.role == "out" else None
+        array = array_of(flow, use.constant) if use.role == "out" else None
         if array is None or array.dtype.kind not in "fiu":
             continue
         rows = use.rows(np.asarray(array, np.float64))

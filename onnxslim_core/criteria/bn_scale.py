@@ -1,10 +1,13 @@
 """Scale of the BatchNormalization behind a channel (Network Slimming: Liu et al., ICCV 2017, 3.2).
 
-gamma is read from the node that follows, or from the record that `fuse_batchnorm` left. A group without any scale is
-ranked by the norm of its filters. Useful across groups only for a network that was trained with a penalty on gamma.
+gamma is read from the node that follows, or from the record that `fuse_batchnorm` left. Across groups it is compared
+as it is, with one threshold for the whole network, as the paper does; that is useful only for a network that was
+trained with a penalty on gamma. Within a group without any scale the norm of the filters ranks.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -15,8 +18,9 @@ from onnxslim_core.channels.groups import ChannelGraph, Group
 from onnxslim_core.channels.records import BATCHNORM, BatchNormRecord
 from onnxslim_core.criteria import l2
 from onnxslim_core.criteria._makers import sum_by_class
+from onnxslim_core.ops.atoms import Labels
 
-__all__ = ["gamma_of", "score"]
+__all__ = ["gamma_of", "has_scale", "score"]
 
 
 def gamma_of(node: ir.Node) -> NDArray[np.float64] | None:
@@ -32,13 +36,21 @@ def gamma_of(node: ir.Node) -> NDArray[np.float64] | None:
 
 
 def score(channels: ChannelGraph, group: Group, seed: int) -> NDArray[np.float64]:
-    """One score per class, (classes,): the sum of |gamma| over its channels."""
-    total, found = np.zeros(group.width), False
+    """One score per class, (classes,): the mean |gamma| of its channels, so that any two groups can be compared."""
+    total, count = np.zeros(group.width), np.zeros(group.width)
+    for labels, gamma in _scales(group):
+        total += sum_by_class(channels, group, labels, np.abs(gamma))
+        count += sum_by_class(channels, group, labels, np.ones(len(gamma)))
+    return total / np.maximum(count, 1) if count.any() else l2.score(channels, group, seed)
+
+
+def has_scale(group: Group) -> bool:
+    """True where a BatchNormalization follows, or was fused into, a node that makes the group's channels."""
+    return any(True for _ in _scales(group))
+
+
+def _scales(group: Group) -> Iterator[tuple[Labels, NDArray[np.float64]]]:
     for use in group.uses:
-        if use.role != "out":
-            continue
-        gamma = gamma_of(use.node)
+        gamma = gamma_of(use.node) if use.role == "out" else None
         if gamma is not None and len(gamma) == use.labels.size:
-            total += sum_by_class(channels, group, use.labels.reshape(-1), np.abs(gamma))
-            found = True
-    return total if found else l2.score(channels, group, seed)
+            yield use.labels.reshape(-1), gamma

@@ -14,7 +14,7 @@ __all__ = ["score"]
 def score(channels: ChannelGraph, group: Group, seed: int) -> NDArray[np.float64]:
     """One score per class, (classes,): the sum of distances of its filters to all filters beside them."""
     total = np.zeros(group.width)
-    for labels, rows in maker_rows(group):
+    for labels, rows in maker_rows(channels, group):
         total += sum_by_class(channels, group, labels, _distances(rows).sum(axis=1))
     return total
 

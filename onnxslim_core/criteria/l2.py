@@ -14,6 +14,6 @@ __all__ = ["score"]
 def score(channels: ChannelGraph, group: Group, seed: int) -> NDArray[np.float64]:
     """One score per class, (classes,): the norm over all weights that make it, folded scale included."""
     total = np.zeros(group.width)
-    for labels, rows in maker_rows(group):
+    for labels, rows in maker_rows(channels, group):
         total += sum_by_class(channels, group, labels, np.square(rows).sum(axis=1))
     return np.sqrt(total)

@@ -2,7 +2,8 @@
 
 With z ~ N(beta, gamma^2) behind a BatchNormalization, E[f(z)] is known for every activation f: for a Relu
 beta Phi(a) + |gamma| phi(a) with a = beta / |gamma| (Nagel et al., Data-Free Quantization, ICCV 2019, appendix C).
-It is computed here for any f by a weighted sum over a fine grid of z, with f run by onnx's reference implementation.
+It is computed here for any f by a weighted sum over a fine grid of z, with f run by onnx's reference implementation;
+f may be several nodes, as in z * Sigmoid(z). A sum of several z is taken for normal, too, and for independent ones.
 Then `b += W[:, k] * E_k` at every consumer. Zero padding makes it wrong by the missing taps in a border ring.
 """
 
@@ -26,16 +27,20 @@ __all__ = ["Means", "expected_shifts"]
 
 Floats = NDArray[np.float64]
 
-_GRID = np.linspace(-8.0, 8.0, 1601)
+_GRID = np.linspace(-8.0, 8.0, 801)
 _WEIGHT = np.exp(-np.square(_GRID) / 2)
 _WEIGHT /= _WEIGHT.sum()
+_SUMS = ("Add", "Sub", "Sum")
+_ELEMENTWISE = (*NUMERIC, *_SUMS, "Div", "Identity", "Max", "Min", "Mul", "PRelu", "Pow")
 
 
 class Means(Consts):
     """Expected values of channels, from what BatchNormalizations promise; exact constants stay what they are."""
 
     def __init__(self, flow: Flow) -> None:
-        self._spread: dict[ir.Value, tuple[Floats, Floats]] = {}
+        self._drawn: dict[ir.Value, tuple[ir.Value, Floats]] = {}
+        """Value -> (where its z comes from, what it is at each z of the grid; the grid is the last axis)."""
+        self._waiting: dict[ir.Value, int] = {}
         super().__init__(flow, self._rule)
 
     def _rule(self, node: ir.Node) -> Rule | None:
@@ -48,36 +53,65 @@ class Means(Consts):
         def value(consts: Consts, node: ir.Node) -> None:
             if known is not None:
                 known(consts, node)
-            self._after(node)
+            if node.outputs and self.flow.labels(node.outputs[0]) is not None:
+                self._after(node)
 
         return Rule(rule.label, rule.cut, value)
 
     def _after(self, node: ir.Node) -> None:
-        promise = _promise(node)
-        labels = self.flow.labels(node.outputs[0]) if node.outputs else None
-        if promise is not None and labels is not None:
-            beta, gamma = promise
-            axis = 1 if node.op_type in ("Conv", "ConvTranspose", "BatchNormalization") else labels.ndim - 1
-            if labels.shape[axis] == len(beta):
-                shape = [-1 if i == axis else 1 for i in range(labels.ndim)]
-                mean, spread = beta.reshape(shape), np.abs(gamma).reshape(shape)
-                exact = self.full(node.outputs[0])
-                self._spread[node.outputs[0]] = (mean, spread)
-                self.set(node.outputs[0], np.where(np.isfinite(exact), exact, mean))
-            return
-        source = node.inputs[0] if node.inputs else None
-        if source in self._spread and verbs.is_op(node, *NUMERIC):
-            self._through(node, *self._spread[source])
+        promised = self._promised(node)
+        if promised is not None:
+            self._note(node.outputs[0], node.outputs[0], promised)
+        elif verbs.is_op(node, *_ELEMENTWISE):
+            self._through(node)
+        for value in dict.fromkeys(node.inputs):
+            if value in self._drawn:  # a grid is large: drop it once every reader has seen it
+                self._waiting[value] -= sum(v is value for v in node.inputs)
+                if self._waiting[value] == 0:
+                    del self._drawn[value]
 
-    def _through(self, node: ir.Node, mean: Floats, spread: Floats) -> None:
-        """E[f(z)] for an activation of one input and, at most, constant parameters."""
-        others = [None if value is None else self.operand(value) for value in node.inputs[1:]]
-        if any(v is not None and o is None for v, o in zip(node.inputs[1:], others, strict=True)):
-            return
-        points = mean[..., None] + spread[..., None] * _GRID
-        found = evaluate(node, [points, *others], self.opset)
-        if found is not None and np.shape(found[0]) == points.shape:
-            self.set(node.outputs[0], np.asarray(found[0], np.float64) @ _WEIGHT)
+    def _promised(self, node: ir.Node) -> Floats | None:
+        """What a BatchNormalization makes of z, at every z of the grid."""
+        promise = _promise(node)
+        labels = self.flow.labels(node.outputs[0])
+        if promise is None or labels is None:
+            return None
+        axis = 1 if node.op_type in ("Conv", "ConvTranspose", "BatchNormalization") else labels.ndim - 1
+        if labels.shape[axis] != len(promise[0]):
+            return None
+        beta, gamma = (part.reshape([-1 if i == axis else 1 for i in range(labels.ndim)]) for part in promise)
+        drawn = beta[..., None] + np.abs(gamma)[..., None] * _GRID
+        exact = np.broadcast_to(self.full(node.outputs[0])[..., None], (*labels.shape, 1))
+        return np.where(np.isfinite(exact), exact, np.broadcast_to(drawn, (*labels.shape, _GRID.size)))
+
+    def _note(self, value: ir.Value, source: ir.Value, drawn: Floats) -> None:
+        self._drawn[value] = (source, drawn)
+        self._waiting[value] = len(value.uses())
+        self.set(value, drawn @ _WEIGHT)
+
+    def _through(self, node: ir.Node) -> None:
+        """E[f(z)] for a node whose inputs all come from one z; of a sum of several the mean and the variance."""
+        drawn = {v: self._drawn[v] for v in node.inputs if v is not None and v in self._drawn}
+        given: list[Floats | None] = []
+        for value in node.inputs:
+            operand = None if value is None else drawn[value][1] if value in drawn else self.operand(value)
+            if value is not None and operand is None:
+                return
+            given.append(operand if operand is None or value in drawn or operand.size == 1 else operand[..., None])
+        sources = dict.fromkeys(source for source, _ in drawn.values())
+        result = node.outputs[0]
+        if len(sources) == 1:
+            found = evaluate(node, given, self.opset)
+            labels = self.flow.labels(result)
+            if found is not None and labels is not None and np.shape(found[0]) == (*labels.shape, _GRID.size):
+                self._note(result, next(iter(sources)), np.asarray(found[0], np.float64))
+        elif len(drawn) == len(given) == len(sources) and verbs.is_op(node, *_SUMS):
+            parts = [part for _, part in drawn.values()]
+            means = [part @ _WEIGHT for part in parts]
+            variance = sum((np.square(p) @ _WEIGHT - np.square(m) for p, m in zip(parts, means, strict=True)), 0.0)
+            mean = means[0] - means[1] if node.op_type == "Sub" else sum(means[1:], means[0])
+            spread = np.sqrt(np.maximum(variance, 0.0))
+            self._note(result, result, np.asarray(mean[..., None] + np.asarray(spread)[..., None] * _GRID))
 
 
 def _promise(node: ir.Node) -> tuple[Floats, Floats] | None:
@@ -93,5 +127,9 @@ def _promise(node: ir.Node) -> tuple[Floats, Floats] | None:
 
 
 def expected_shifts(channels: ChannelGraph, classes: set[int]) -> list[Shift]:
-    """What to add to the bias of every consumer once these classes are gone; to be found before they are."""
-    return shifts_of(channels, sums_of(channels, Means(channels.flow)), classes)
+    """What to add to the bias of every consumer once these classes are gone; to be found before they are.
+
+    What a type cannot hold is left out.
+    """
+    shifts = shifts_of(channels, sums_of(channels, Means(channels.flow)), classes)
+    return [shift for shift in shifts if shift.fits]

@@ -40,6 +40,6 @@ def least_loss(energy: NDArray[np.float64], ratio: float) -> View:
 def maker_energy(flow: Flow) -> NDArray[np.float64]:
     """Squared norm of the weights that make each atom, with a BatchNormalization's scale; shape (atoms,)."""
     energy = np.zeros(flow.atoms.count)
-    for labels, rows in rows_of(flow.uses):
+    for labels, rows in rows_of(flow, flow.uses):
         np.add.at(energy, labels, np.square(rows).sum(axis=1))
     return energy
