@@ -260,6 +260,7 @@ class Job:
                 changes, resting = [*changes, *self._tidy(work.ir, context, resting)], frozenset(CLEANUP)
             if self.lean or self._unnamed:
                 drop_given_names(work.ir.graph)
+                changes = [change for change in changes if not change.action.startswith("named ")]
         seconds = time.perf_counter() - began
         done = any(change.applied for change in changes)
         began = time.perf_counter()

@@ -199,6 +199,8 @@ def _read_npz(path: Path) -> dict[str, _Array]:
     if path.suffix.lower() != ".npz":
         kind = "a folder" if path.is_dir() else f"'{path.suffix}'" if path.suffix else "a file without an ending"
         raise DataError(f"data '{path}' is {kind}, only .npz files are read", "save arrays by input name: numpy.savez")
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise DataError(f"cannot read data '{path}': broken, or no .npz file", "save arrays by input name: numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}

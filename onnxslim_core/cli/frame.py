@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from onnxslim_core.rewrite import Progress
 
-__all__ = ["Shell", "check_targets", "group", "main", "verb", "write_text"]
+__all__ = ["Seconds", "Shell", "check_targets", "group", "main", "verb", "write_text"]
 
 PROGRAM = "onnxslim-core"
 OK, SAID_NO, USAGE, BROKEN, OUR_BUG, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -123,12 +123,12 @@ def _write(stream: TextIO, text: str) -> None:
 @click.option("--version", is_flag=True, help="Show the versions and leave.")
 @click.pass_context
 def group(context: click.Context, version: bool) -> int | None:
-    r"""Make an ONNX model smaller and faster on an x86 CPU, and prove that it still answers the same.
+    """Make an ONNX model smaller and faster on an x86 CPU, and prove that it still answers the same.
 
     \b
     Exit codes: 0 done, gate passed; 1 a gate or budget said no; 2 usage, recipe or budget file;
     3 a model or data that is missing, broken, unsupported or cannot run; 4 our own bug; 130 interrupted.
-    """
+    """  # noqa: D301  (click's mark for a paragraph that is not to be wrapped is a real backspace)
     if version:
         click.echo(_versions())
         context.exit(OK)
@@ -159,6 +159,19 @@ _COMMON = (
     click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors, and the JSON."),
     click.option("--traceback", is_flag=True, help="Show where an error came from."),
 )
+
+
+class Seconds(click.FloatRange):
+    """A range of seconds; what is not a number lies in no range."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, within the range."""
+        found = super().convert(value, param, ctx)
+        if found != found:
+            self.fail(f"'{value}' is not a number", param, ctx)
+        return found
 
 
 def verb(function: Callable[..., int]) -> click.Command:
@@ -193,6 +206,7 @@ def check_targets(*targets: str | Path | None, sources: Sequence[str | Path | No
         if target is None:
             continue
         path = Path(target)
+        _check_name(path)
         parent = path.parent
         if not parent.is_dir():
             raise RecipeError(f"no such folder: '{parent}', to write '{path.name}' into", "create it first")
@@ -209,9 +223,26 @@ def check_targets(*targets: str | Path | None, sources: Sequence[str | Path | No
             raise RecipeError(f"cannot write into '{parent}': {err.strerror}") from err
 
 
+def _check_name(path: Path) -> None:
+    """Refuse what no file can be called.
+
+    Raises:
+        RecipeError: where a name is too long or holds a null character.
+    """
+    try:
+        path.stat()
+    except ValueError as err:
+        raise RecipeError(f"{str(path)!r} is no name for a file") from err
+    except OSError as err:
+        if err.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):
+            raise RecipeError(f"'{str(path)[:60]}' cannot be written: {err.strerror}") from err
+
+
 def _identity(path: Path) -> object:
     try:
         found = path.stat()
+    except ValueError:
+        return str(path)
     except OSError:
         return path.resolve()
     return (found.st_dev, found.st_ino)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from onnxslim_core.cli.frame import OK, SAID_NO, Shell, check_targets, verb, write_text
+from onnxslim_core.cli.frame import OK, SAID_NO, Seconds, Shell, check_targets, verb, write_text
 from onnxslim_core.errors import MeasureError, RecipeError
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def compare(
 @verb
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="[B]", required=False)
-@click.option("--seconds", type=click.FloatRange(0.5, 3600), default=20.0, show_default=True, help="Spent on timing.")
+@click.option("--seconds", type=Seconds(0.5, 3600), default=20.0, show_default=True, help="Spent on timing.")
 @_feeds
 @_root
 def bench(
@@ -277,7 +277,7 @@ def bench(
 @click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="At most so many of the data.")
 @click.option(
     "--max-seconds",
-    type=click.FloatRange(1, 3600),
+    type=Seconds(1, 3600),
     default=60.0,
     show_default=True,
     help="How long to time before a timing is called inconclusive.",

@@ -91,9 +91,11 @@ class Fidelity:
         return None if self.metric is None else self.metric[0] - self.metric[1]
 
     def not_finite(self) -> list[str]:
-        """Outputs where the candidate answers NaN or infinity and the reference does not, in words."""
+        """Outputs where the candidate answers NaN or infinity and the reference does not, or both nothing else."""
         found = {**{f"{n} (default session)": o for n, o in self.default.items()}, **self.outputs}
-        return [f"{name}: {o.not_finite} of the candidate's values" for name, o in found.items() if o.not_finite]
+        lines = [f"{name}: {o.not_finite} of the candidate's values" for name, o in found.items() if o.not_finite]
+        blank = ((name, o) for name, o in self.outputs.items() if o.blank)
+        return lines + [f"{n}: no finite number to compare in {o.blank} of {o.answers} answers" for n, o in blank]
 
     def equal(self, tolerance: float = 1e-5) -> bool:
         """True where every output is the same in real arithmetic, as far as running can tell.

@@ -50,6 +50,7 @@ class OutputFidelity:
         equal: Of an exact output: whether all elements are equal.
         equal_share: The share of them that is.
         not_finite: Elements that are NaN or infinite in the candidate and not the same in the reference.
+        blank: Answers without a single finite number in both: equal or not, they show nothing, so there is no figure.
         nan: NaN in the reference and in the candidate.
         inf: Infinities likewise.
         noise_floor: `error` of the reference against itself, one unit in the last place of the input apart; None
@@ -74,6 +75,7 @@ class OutputFidelity:
     equal: bool | None = None
     equal_share: float | None = None
     not_finite: int = 0
+    blank: int = 0
     nan: tuple[int, int] = (0, 0)
     inf: tuple[int, int] = (0, 0)
     noise_floor: float | None = None
@@ -231,7 +233,7 @@ class _Sums:
         self._diff2 = self._norm2 = 0.0
         self._max_diff = self._max_ref = 0.0
         self._nan, self._inf = [0, 0], [0, 0]
-        self._not_finite = self._lost = 0
+        self._not_finite = self._lost = self._blank = 0
         self._same_shape = True
         self._pivot: Array | None = None
         self._sum_r = self._sum_c = self._units = np.zeros(0)
@@ -250,6 +252,7 @@ class _Sums:
             same = (r == c) | (np.isnan(r) & np.isnan(c))
             self._not_finite += int((~usable & ~same & ~np.isfinite(c)).sum())
             self._lost += int((~usable & ~same & np.isfinite(c)).sum())
+            self._blank += not usable.any()
             r, c = np.where(usable, r, 0.0), np.where(usable, c, 0.0)
         diff = c - r
         norm_r, norm_c, norm_d = (float(np.linalg.norm(a)) for a in (r, c, diff))
@@ -280,8 +283,11 @@ class _Sums:
 
     def figures(self) -> dict[str, Any]:
         counts = {"nan": tuple(self._nan), "inf": tuple(self._inf), "not_finite": self._not_finite}
+        counts["blank"] = self._blank
         if self._not_finite or self._lost or not self.count:
             return counts | _no_figures()
+        if self._blank:
+            return counts | _no_figures() | {"error": _ratio(self._max_diff, self._max_ref)}
         centred, constant_cosine, constant_l2 = self._centred()
         return counts | {
             "cosine": float(np.mean(self._cosines)),
