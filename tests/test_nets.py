@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnxslim_core.passes import pass_class
 
+from onnxslim_core.channels.explain import explain
 from onnxslim_core.measure.counted import counted_by_data
 from onnxslim_core.model import load
 from onnxslim_core.pipeline import compress
@@ -139,3 +140,35 @@ def test_a_detector_that_finds_another_number_of_boxes_is_no_broken_one() -> Non
     shapes = {t.name: tuple(t.dims) for t in result.model.to_proto().graph.initializer}
     assert shapes["A"] == (8, 3, 3, 3)
     assert "answers of another size (y)" in headline(result.report)
+
+
+def test_a_residual_stream_behind_a_norm_says_so() -> None:
+    """Post-norm transformers: the projection meets what a norm made; nothing in the Add itself mixes channels."""
+    case = Case(
+        "post-norm",
+        "x N,5,6 | E 6,8 | s 8 | t 8 | A 8,12 | B 12,8 | Z 8,4",
+        "e = MatMul(x, E) n = LayerNormalization(e, s, t) a = MatMul(n, A) r = Relu(a) b = MatMul(r, B) m = Add(n, b)"
+        " y = MatMul(m, Z)",
+        0,
+    )
+    notes = {note.name: note for note in explain(load(case.model).ir, case.feeds()[0]).groups}
+    assert [(n.free, n.reason) for n in notes.values()] == [
+        (0, "values along the channels depend on each other"),
+        (12, ""),
+        (0, "what it is combined with has no channels that could go"),
+        (0, "an output of the model keeps its shape"),
+    ]
+
+
+def test_heads_whose_widths_were_chosen_are_no_group_of_their_own() -> None:
+    """Weights [width, heads, slots] make a grid: what is not chosen there is nothing that a user could free."""
+    case = Case(
+        "einsum heads",
+        "x N,5,6 | A 6,4,3 | B 6,4,3 | V 6,4,3 | O 4,3,6",
+        'q = Einsum<equation="bnd,dhk->bhnk">(x, A) k = Einsum<equation="bnd,dhk->bhnk">(x, B)'
+        ' v = Einsum<equation="bnd,dhk->bhnk">(x, V) kt = Transpose<perm=[0,1,3,2]>(k) a = MatMul(q, kt)'
+        ' s = Softmax(a) w = MatMul(s, v) y = Einsum<equation="bhqd,hdo->bqo">(w, O)',
+        0,
+    )
+    notes = explain(load(case.model).ir, case.feeds()[0]).groups
+    assert [note.free for note in notes if not note.reason.startswith("an output")] == [3, 3]

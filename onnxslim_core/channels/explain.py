@@ -78,7 +78,7 @@ def explain(model: ir.Model, sample: Sample | None, *, shapes: ShapesLike | None
     """
     channels = analyse(model, sample, shapes=shapes)
     notes = tuple(_note(channels, group) for group in channels.groups)
-    obstacles = Counter(f"{note.node}: {note.reason}" for note in notes if note.reason)
+    obstacles = Counter(": ".join(filter(None, (note.node, note.reason))) for note in notes if note.reason)
     return Explanation(notes, *_weights(channels), dict(obstacles.most_common()))
 
 

@@ -191,7 +191,7 @@ def _print_explanation(console: Console, explanation: Explanation) -> None:
     for group in explanation.groups:
         colour = "green" if group.free == group.size else "yellow" if group.free else "red"
         size = f"{group.size} x {group.unit}" if group.unit > 1 else str(group.size)
-        why = f"{_short(group.node)}: {group.reason}" if group.reason else ""
+        why = ": ".join(part for part in (_short(group.node), group.reason) if part)
         cells = (f"[{colour}]{group.free}[/]", f"{group.params:,}", f"{group.macs:,}", escape(why))
         table.add_row(escape(_short(group.name)), size, *cells)
     console.print(table)

@@ -104,15 +104,15 @@ class Atoms:
             self._left.append(a[different])
             self._right.append(b[different])
 
-    def mix(self, labels: Labels, axes: Sequence[int]) -> Labels:
+    def mix(
+        self, labels: Labels, axes: Sequence[int], why: str = "values along the channels depend on each other"
+    ) -> Labels:
         """Values along these axes depend on each other: unite along them; the result is 1 there."""
         for axis in axes:
             if labels.shape[axis] > 1:
                 first = labels.take([0], axis=axis)
                 self.unite(labels, first)
-                self.mixed.append(
-                    (first.reshape(-1), Reason(self.author, "values along the channels depend on each other"))
-                )
+                self.mixed.append((first.reshape(-1), Reason(self.author, why)))
                 labels = first
         return labels
 

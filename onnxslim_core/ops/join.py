@@ -21,6 +21,8 @@ __all__ = ["RULES", "join"]
 
 Shape = Sequence[int]
 
+_FIXED_SIDE = "what it is combined with has no channels that could go"
+
 
 def join(atoms: Atoms, a: Labels, a_shape: Shape, b: Labels, b_shape: Shape) -> tuple[Labels, tuple[int, ...]]:
     """Labels and shape of a result that depends, element by element, on two operands."""
@@ -28,8 +30,8 @@ def join(atoms: Atoms, a: Labels, a_shape: Shape, b: Labels, b_shape: Shape) -> 
     a, a_shape = a.reshape((1,) * (rank - a.ndim) + a.shape), (1,) * (rank - len(a_shape)) + tuple(a_shape)
     b, b_shape = b.reshape((1,) * (rank - b.ndim) + b.shape), (1,) * (rank - len(b_shape)) + tuple(b_shape)
     shape = tuple(max(p, q) if 0 not in (p, q) else 0 for p, q in zip(a_shape, b_shape, strict=True))
-    a = atoms.mix(a, [i for i in range(rank) if b.shape[i] == 1 < b_shape[i]])
-    b = atoms.mix(b, [i for i in range(rank) if a.shape[i] == 1 < a_shape[i]])
+    a = atoms.mix(a, [i for i in range(rank) if b.shape[i] == 1 < b_shape[i]], _FIXED_SIDE)
+    b = atoms.mix(b, [i for i in range(rank) if a.shape[i] == 1 < a_shape[i]], _FIXED_SIDE)
     only_a = [i for i in range(rank) if a.shape[i] > 1 == b.shape[i]]
     only_b = [i for i in range(rank) if b.shape[i] > 1 == a.shape[i]]
     if only_a and only_b:
