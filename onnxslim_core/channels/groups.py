@@ -18,6 +18,7 @@ from onnxslim_core.channels.boxes import Classes, View, inner, settle
 from onnxslim_core.channels.trace import trace
 from onnxslim_core.ops.atoms import Labels, Reason
 from onnxslim_core.ops.flow import Flow, ShapesLike, Sink, Use, Work
+from onnxslim_core.ops.macs import macs as node_macs
 from onnxslim_core.rewrite import Sample
 
 __all__ = ["ChannelGraph", "Group", "analyse", "atom_mass", "signatures"]
@@ -94,8 +95,20 @@ class ChannelGraph:
 
     # ------------------------------------------------------------------ what a removal saves
     def macs(self, gone: NDArray[np.bool_] | None = None) -> int:
-        """Multiply-adds of all labelled nodes, with these atoms gone."""
-        return round(sum(_left(work.macs, work.factors, gone) for work in self.works))
+        """Multiply-adds of the main graph, with these atoms gone."""
+        return round(self._fixed_macs + sum(_left(work.macs, work.factors, gone) for work in self.works))
+
+    @cached_property
+    def _fixed_macs(self) -> int:
+        """Multiply-adds of nodes that no removal makes cheaper, such as those that are not understood."""
+        shape, labelled = self.flow.shapes.shape, {work.node for work in self.works}
+        return sum(
+            node_macs(
+                node, [None if v is None else shape.get(v) for v in node.inputs], [shape.get(v) for v in node.outputs]
+            )
+            for node in self.flow.model.graph
+            if node not in labelled
+        )
 
     @cached_property
     def _by_constant(self) -> list[tuple[float, list[Labels]]]:
