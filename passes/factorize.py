@@ -124,7 +124,12 @@ class Factorize:
         shapes = concrete_shapes(model, context.samples[0] if context.samples else None)
         changes: list[Change] = []
         layers: list[Layer] = []
-        for layer in self._chosen(layers_of(model, shapes)):
+        found = list(layers_of(model, shapes))
+        if small := self._all_small(found):
+            return [
+                _refusal(small, "large_enough", f"the largest layer has fewer than min_size = {self.min_size} elements")
+            ]
+        for layer in self._chosen(found):
             verdict = next(((g.__name__, why) for g in self.guards if (why := g(layer, self)) is not None), None)
             if verdict is None:
                 layers.append(layer)
@@ -136,6 +141,12 @@ class Factorize:
             changes.append(self._factorize(layer, rank, model, shapes, names, context))
             layer.found = None
         return changes
+
+    def _all_small(self, layers: Sequence[Layer]) -> Layer | None:
+        """The largest layer where all are too small to be looked at; else a user would be told nothing at all."""
+        largest = max(layers, key=lambda layer: layer.size, default=None)
+        small = largest is not None and all(each.weight is not None and each.size < self.min_size for each in layers)
+        return largest if small else None
 
     def _chosen(self, layers: Iterable[Layer]) -> list[Layer]:
         found = [layer for layer in layers if layer.weight is None or layer.size >= self.min_size]

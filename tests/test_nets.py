@@ -172,3 +172,10 @@ def test_heads_whose_widths_were_chosen_are_no_group_of_their_own() -> None:
     )
     notes = explain(load(case.model).ir, case.feeds()[0]).groups
     assert [note.free for note in notes if not note.reason.startswith("an output")] == [3, 3]
+
+
+def test_factorize_says_why_a_small_network_is_left_alone() -> None:
+    case = Case("two small layers", "x N,6 | A 6,9 | B 9,4", "h = MatMul(x, A) y = MatMul(h, B)", 0)
+    (told,) = pass_class("factorize")().run(load(case.model).ir, Context(samples=case.feeds()[:1]))
+    assert (told.applied, told.action, told.guard) == (False, "split 6 x 9", "large_enough")
+    assert told.reason == "the largest layer has fewer than min_size = 16384 elements"
