@@ -88,7 +88,7 @@ class PruneChannels:
         if self.round_to != "auto" and not (isinstance(self.round_to, int) and self.round_to >= 1):
             raise RecipeError(f"round_to of prune_channels is '{self.round_to}'", "'auto' or a number from 1")
         for name, share in (("ratio", self.ratio), ("target", self.target), ("max_ratio", self.max_ratio)):
-            if share is not None and not 0 <= share < 1 + (name == "target"):
+            if share is not None and not (0 <= share < 1 or (name == "target" and share == 1)):
                 raise RecipeError(f"{name} of prune_channels is {share}", "a share from 0 to 1")
         if self.min_width < 1:
             raise RecipeError(f"min_width of prune_channels is {self.min_width}", "a number from 1")
