@@ -25,6 +25,7 @@ __all__ = [
     "attribute",
     "bodies",
     "drop_given_names",
+    "idle_source",
     "is_op",
     "label_of",
     "name_node",
@@ -290,7 +291,7 @@ def remove(nodes: ir.Node | Iterable[ir.Node]) -> int:
         sources = _detach(node)
         node.graph.remove(node)
         count += 1
-        pending.extend(producer for value in sources if (producer := _idle_source(value)) is not None)
+        pending.extend(producer for value in sources if (producer := idle_source(value)) is not None)
     return count
 
 
@@ -304,7 +305,7 @@ def _detach(node: ir.Node) -> list[ir.Value]:
     return list(sources)
 
 
-def _idle_source(value: ir.Value) -> ir.Node | None:
+def idle_source(value: ir.Value) -> ir.Node | None:
     """The producer of a value nobody reads any more; an initializer nobody reads is dropped on the way."""
     if value.uses() or value.is_graph_output():
         return None

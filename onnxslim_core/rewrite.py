@@ -225,14 +225,8 @@ class Edit:
         self._drop_if_idle(old)
 
     def _drop_if_idle(self, value: ir.Value) -> None:
-        if value.uses() or value.is_graph_output():
-            return
-        producer = value.producer()
-        if producer is None:
-            if value.is_initializer() and not value.is_graph_input() and value.graph is not None:
-                value.graph.initializers.pop(str(value.name), None)
-            return
-        if producer.graph is None or any(v.uses() or v.is_graph_output() for v in producer.outputs):
+        producer = verbs.idle_source(value)
+        if producer is None or producer.graph is None:
             return
         self.touched.extend(p for v in producer.inputs if v is not None and (p := v.producer()) is not None)
         verbs.remove(producer)
