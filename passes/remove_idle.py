@@ -87,11 +87,14 @@ class RemoveIdle:
         changes: list[Change] = []
         refused: dict[tuple[str, str], Change] = {}
         quiet, views = 0, (whole, inner)
+        last: ChannelGraph | None = None
         for turn in range(_MOST_ROUNDS):
             try:
-                channels = analyse(model, sample, view=views[turn % 2])
+                channels = analyse(model, sample, view=views[turn % 2], flow=None if last is None else last.flow)
             except UnsupportedModel as err:
                 return [*changes, Change(self.name, (), "look for idle channels", reason=str(err), guard="sizes_known")]
+            if last is not None and channels.same_classes(last):
+                break  # there is one way to see this graph, and nothing was found in it
             idle = find_idle(channels)
             chosen, found, refusals = self._choose(channels, idle)
             if chosen:
@@ -100,7 +103,7 @@ class RemoveIdle:
                 changes += found
                 refused.clear()
             refused |= {(change.where[0], change.guard): change for change in refusals}
-            quiet = 0 if chosen else quiet + 1
+            quiet, last = (0, None) if chosen else (quiet + 1, channels)
             if quiet == len(views):
                 break
         return changes + list(refused.values())

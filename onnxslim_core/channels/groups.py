@@ -93,6 +93,11 @@ class ChannelGraph:
         chosen[np.fromiter(classes, np.int64)] = True
         return chosen[self.classes.of]
 
+    def same_classes(self, other: ChannelGraph) -> bool:
+        """True where another view of the same walk decided everything alike."""
+        mine, theirs = self.classes, other.classes
+        return bool(np.array_equal(mine.of, theirs.of) and np.array_equal(mine.pinned, theirs.pinned))
+
     # ------------------------------------------------------------------ what a removal saves
     def macs(self, gone: NDArray[np.bool_] | None = None) -> int:
         """Multiply-adds of the main graph, with these atoms gone."""
@@ -230,7 +235,12 @@ def _group(channels: ChannelGraph, classes: Ints, uses: list[Use], sinks: list[S
 
 
 def analyse(
-    model: ir.Model, sample: Sample | None, *, view: View = inner, shapes: ShapesLike | None = None
+    model: ir.Model,
+    sample: Sample | None,
+    *,
+    view: View = inner,
+    shapes: ShapesLike | None = None,
+    flow: Flow | None = None,
 ) -> ChannelGraph:
     """The channel graph of a model.
 
@@ -239,9 +249,10 @@ def analyse(
         sample: Feeds whose sizes stand for symbolic dimensions.
         view: Which of several ways to cut a head or a group is taken.
         shapes: Concrete shapes, where the caller has them already.
+        flow: The walk over this very graph, where the caller has it already.
 
     Raises:
         UnsupportedModel: where sizes are not known.
     """
-    flow = trace(model, sample, shapes)
+    flow = trace(model, sample, shapes) if flow is None else flow
     return ChannelGraph(flow, settle(flow.atoms, view, atom_mass(flow)))

@@ -32,6 +32,10 @@ _PER_CHANNEL = (
 )
 
 
+_FEW = 128
+"""Entries that are numbered by a dictionary."""
+
+
 class Numbers(Consts):
     """The number of every element of every activation; as floats, NaN where there is none."""
 
@@ -110,8 +114,7 @@ class Numbers(Consts):
         """A new number for every distinct combination; NaN where a part has none."""
         arrays = np.broadcast_arrays(*columns)
         rows = np.stack([array.reshape(-1) for array in arrays], axis=1)
-        _, which = np.unique(rows, axis=0, return_inverse=True)
-        numbers = which.reshape(-1).astype(np.float64) + self._next
+        numbers = _numbered(rows) + self._next
         self._next += len(rows)
         return np.asarray(np.where(np.isnan(rows).any(axis=1), np.nan, numbers)).reshape(arrays[0].shape)
 
@@ -136,6 +139,16 @@ class Numbers(Consts):
             others = [value for value in others if np.prod(self.flow.shape(value)) > 1]  # scales of another axis
             return not others and _same_order(source, result)
         return _same_order(source, result) and all(self.flow.is_constant(value) for value in others)
+
+
+def _numbered(rows: Values) -> Values:
+    """A number per row, equal where the rows are."""
+    if len(rows) == 1:
+        return np.zeros(1)
+    if rows.size <= _FEW:  # numpy's sort of rows costs as much as many of these
+        seen: dict[tuple[float, ...], int] = {}
+        return np.array([seen.setdefault(tuple(row), len(seen)) for row in rows.tolist()], np.float64)
+    return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1).astype(np.float64)
 
 
 def _places(labels: Labels, numbers: Values) -> Values:
