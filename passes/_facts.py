@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import checker, defs, shape_inference
 
 from onnxslim_core.graph import array_of, attribute, bodies, is_op
 
+from ._infer import Inference
 from ._sizes import KEPT, VECTORS, Dim, Vector
 
 __all__ = ["Dim", "Facts", "Vector", "learn_all"]
@@ -43,11 +43,9 @@ class Facts:
         self._vectors: dict[ir.Value, Vector] = {}
         self._arrays: dict[ir.Value, np.ndarray] = {}
         self._tokens = 0
-        self._ir_version = model.ir_version
-        imports = dict(model.graph.opset_imports)
-        self._opset = imports.get("", imports.get("ai.onnx", 1))
-        self._imports = [onnx.OperatorSetIdProto(domain=d, version=v) for d, v in imports.items()]
-        self._schemas: dict[tuple[str, str], defs.OpSchema | None] = {}
+        self._inference = Inference(model)
+        self._plain: dict[tuple[int, tuple[int, ...]], onnx.TypeProto] = {}
+        self._sizes: dict[int, tuple[onnx.TypeProto, tuple[Dim, ...] | None]] = {}
         self.enter(model.graph, trusted=True)
 
     # Reading
@@ -77,9 +75,12 @@ class Facts:
     def dims(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
         """The sizes of a tensor, or None where not even the rank is known."""
         kind = self._type(value)
-        if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+        if kind is None:
             return None
-        return tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.tensor_type.shape.dim)
+        known = self._sizes.get(id(kind))
+        if known is None:
+            known = self._sizes[id(kind)] = kind, _dims(kind)  # kept with it, so that its id stays its own
+        return known[1]
 
     def vector(self, value: ir.Value | None) -> Vector | None:
         """What is known of the elements of an integer scalar or vector."""
@@ -149,7 +150,10 @@ class Facts:
             tensor = ir.convenience.get_const_tensor(value) if given is None else given.value
         if tensor is None:
             return None
-        self.types[value] = self._tensor_type(tensor.dtype, tensor.shape)
+        key = int(tensor.dtype), tuple(tensor.shape.numpy())
+        if key not in self._plain:
+            self._plain[key] = self._tensor_type(tensor.dtype, tensor.shape)
+        self.types[value] = self._plain[key]
         return self.types[value]
 
     def token(self) -> str:
@@ -171,54 +175,19 @@ class Facts:
 
     def _fall_back(self, value: ir.Value, node: ir.Node) -> None:
         """Of a foreign operator the declared element type is known: onnxruntime checks it when it loads the model."""
-        if self._schema(node) is None and isinstance(value.type, ir.TensorType):
+        if self._inference.schema(node) is None and isinstance(value.type, ir.TensorType):
             self.types[value] = self._tensor_type(value.dtype, None)
 
-    def _schema(self, node: ir.Node) -> defs.OpSchema | None:
-        key = (node.domain, node.op_type)
-        if key not in self._schemas:
-            found = None
-            domain = "" if node.domain == "ai.onnx" else node.domain
-            version = next((i.version for i in self._imports if i.domain == node.domain), self._opset)
-            if not node.overload and defs.has(node.op_type, domain=domain):
-                try:
-                    found = defs.get_schema(node.op_type, version, domain)
-                except defs.SchemaError:
-                    found = None
-            self._schemas[key] = found
-        return self._schemas[key]
-
     def _infer(self, node: ir.Node) -> None:
-        schema = self._schema(node)
-        if schema is None:
-            return
-        proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
-        types: dict[str, onnx.TypeProto] = {}
-        data: dict[str, onnx.TensorProto] = {}
-        for index, value in enumerate(node.inputs):
-            proto.input.append("" if value is None else f"i{index}")
-            if value is None:
-                continue
-            kind = self._type(value)
-            if kind is None:
+        kinds: list[onnx.TypeProto | None] = []
+        for value in node.inputs:
+            kind = None if value is None else self._type(value)
+            if value is not None and kind is None:
                 return
-            types[f"i{index}"] = kind
-            tensor = self._small(value)
-            if tensor is not None:
-                data[f"i{index}"] = tensor
-        proto.output.extend(f"o{index}" if value.name else "" for index, value in enumerate(node.outputs))
-        for attr in node.attributes.values():
-            if attr.is_ref():
-                return
-            proto.attribute.append(ir.serde.serialize_attribute(attr))
-        try:
-            found = shape_inference.infer_node_outputs(
-                schema, proto, types, data, opset_imports=self._imports, ir_version=self._ir_version
-            )
-        except (shape_inference.InferenceError, checker.ValidationError, RuntimeError, KeyError, ValueError):
-            return  # a node that cannot be inferred is a node nothing is known of
-        for index, value in enumerate(node.outputs):
-            if (kind := found.get(f"o{index}")) is not None:
+            kinds.append(kind)
+        found = self._inference.outputs(node, kinds, self._small)
+        for value, kind in zip(node.outputs, found, strict=True):
+            if kind is not None:
                 self.types[value] = self._named(node, kind)
 
     def _named(self, node: ir.Node, kind: onnx.TypeProto) -> onnx.TypeProto:
@@ -226,7 +195,11 @@ class Facts:
         if not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
             return kind
         doubtful = is_op(node, *_POOLS) and bool(attribute(node, "ceil_mode", 0))
-        for axis, dim in enumerate(kind.tensor_type.shape.dim):
+        if not doubtful and all(_is_settled(d) for d in kind.tensor_type.shape.dim):
+            return kind
+        named = onnx.TypeProto()
+        named.CopyFrom(kind)
+        for axis, dim in enumerate(named.tensor_type.shape.dim):
             known = dim.HasField("dim_value") and dim.dim_value >= 0
             if known and doubtful and axis >= 2 and not self._full_window(node, axis - 2, dim.dim_value):
                 known = False
@@ -234,7 +207,7 @@ class Facts:
             if not known and not dim.dim_param.startswith("~"):
                 dim.Clear()
                 dim.dim_param = self.token()
-        return kind
+        return named
 
     def _refine(self, node: ir.Node) -> None:
         """Sizes of a result whose target shape is known in part."""
@@ -276,16 +249,14 @@ class Facts:
         before = pads[axis] if pads else 0
         return bool((count - 1) * (strides[axis] if strides else 1) < size + before)
 
-    def _small(self, value: ir.Value) -> onnx.TensorProto | None:
+    def _small(self, value: ir.Value) -> np.ndarray | None:
         """A small constant for the inference of one node."""
         if value not in self._arrays and value.producer() is None and value.const_value is None:
             return None
         if value.const_value is not None and value.const_value.size > KEPT:
             return None
         array = self.array(value)
-        if array is None or array.size > KEPT or array.dtype.kind not in "iufb":
-            return None
-        return onnx.numpy_helper.from_array(array)
+        return None if array is None or array.size > KEPT or array.dtype.kind not in "iufb" else array
 
     def _learn_control(self, node: ir.Node) -> None:
         """Outputs of If, Loop and Scan: element types, and of an If what both branches agree on."""
@@ -325,6 +296,16 @@ class Facts:
         if vector is None or (sizes and sizes[0] != len(vector)) or (not sizes and len(vector) != 1):
             return None
         return vector if any(v is not None for v in vector) else None
+
+
+def _is_settled(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    return dim.dim_value >= 0 if dim.HasField("dim_value") else dim.dim_param.startswith("~")
+
+
+def _dims(kind: onnx.TypeProto) -> tuple[Dim, ...] | None:
+    if not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+        return None
+    return tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.tensor_type.shape.dim)
 
 
 def learn_all(model: ir.Model) -> Facts:

@@ -1,0 +1,56 @@
+"""Facts about values: what onnx infers is looked up, and still every unknown size stands for itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper, parser
+from onnxslim_core.passes import _infer
+from onnxslim_core.passes._facts import Facts, learn_all
+
+from onnxslim_core.model import load
+
+
+def _facts(text: str, opset: int = 17, **weights: np.ndarray) -> tuple[Facts, dict[str, ir.Value]]:
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]>\n{text}')
+    proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+    model = load(proto).ir
+    return learn_all(model), {str(v.name): v for node in model.graph for v in node.outputs}
+
+
+def test_sizes_that_depend_on_data_are_never_taken_for_one_another() -> None:
+    text = "g (float[4] x, float[4] y) => (int64[1, n] a, int64[1, m] b) { a = NonZero(x) b = NonZero(y) }"
+    facts, values = _facts(text)
+    first, second = facts.dims(values["a"]), facts.dims(values["b"])
+    assert first is not None and second is not None
+    assert first[0] == second[0] == 1
+    assert first[1] != second[1]
+    assert not facts.same_shape(values["a"], values["b"])
+
+
+def test_the_contents_of_a_shape_count() -> None:
+    text = "g (float[2, 6] x) => (float[3, 4] a, float[4, 3] b) { a = Reshape(x, s) b = Reshape(x, t) }"
+    facts, values = _facts(text, s=np.array([3, 4]), t=np.array([4, 3]))
+    assert (facts.dims(values["a"]), facts.dims(values["b"])) == ((3, 4), (4, 3))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_attributes_count(axis: int) -> None:
+    text = f"g (float[2, 6] x) => (float[n, m] a) {{ a = Concat<axis = {axis}>(x, x) }}"
+    facts, values = _facts(text)
+    assert facts.dims(values["a"]) == ((4, 6) if axis == 0 else (2, 12))
+
+
+def test_opsets_count() -> None:
+    text = "g (float[2, 6] x) => (float[n, m] a) { a = ReduceSum<axes = [1]>(x) }"
+    for opset, sizes in ((11, (2, 1)), (17, None)):  # from 13 on axes are an input, and this is no valid node
+        facts, values = _facts(text, opset)
+        assert facts.dims(values["a"]) == sizes
+
+
+def test_a_full_table_is_emptied_and_filled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_infer, "_MOST_KNOWN", 1)
+    nodes = " ".join(f"x{i + 1} = Concat<axis = 0>(x{i}, x{i})" for i in range(6))
+    facts, values = _facts(f"g (float[1, 2] x0) => (float[64, 2] x6) {{ {nodes} }}")
+    assert facts.dims(values["x6"]) == (64, 2)
