@@ -133,14 +133,49 @@ def zoo() -> str:
             percent(row["bytes"][1], row["bytes"][0]),
             f"{row['latency']['ratio']:.2f} ({row['latency']['low']:.2f} to {row['latency']['high']:.2f})",
             f"{row['difference']:.1e}",
+            f"{row['noise']:.1e}",
         ]
         for row in rows[:8]
     ]
-    columns = ["model", ">nodes", ">file", ">time, result over original", ">largest difference"]
+    columns = ["model", ">nodes", ">file", ">time, result over original", ">difference", ">noise"]
     return markdown(columns, body) + origin(facts, "zoo_exact")
 
 
-TABLES: Mapping[str, Callable[[], str]] = {"demo": demo, "coverage": coverage, "zoo": zoo}
+def training_free() -> str:
+    """A classifier at several costs: chosen and mended on samples, and by weights alone."""
+    facts = read("training_free")
+    chosen = [row for row in facts["rows"] if row["part"] == "macs"]
+    plain = [row for row in facts["rows"] if row["part"] == "half" and row["options"]["repair"] == "none"]
+    norm = next(row for row in plain if row["options"]["criterion"] == "l1")
+    body = [
+        [
+            f"{row['macs']:.2f}",
+            f"{100 * row['accuracy']:.2f} %",
+            f"{row['points']:+.2f} \u00b1 {row['plus_minus']:.2f}",
+            f"{row['cosine']:.3f}",
+            f"{100 * row['agreement']:.1f} %",
+        ]
+        for row in chosen
+    ]
+    body.append(
+        [
+            f"{norm['macs']:.2f}, smallest L1 norm, unmended",
+            f"{100 * norm['accuracy']:.2f} %",
+            f"{norm['points']:+.2f} \u00b1 {norm['plus_minus']:.2f}",
+            f"{norm['cosine']:.3f}",
+            f"{100 * norm['agreement']:.1f} %",
+        ]
+    )
+    columns = ["MACs left", ">right answers", ">points", ">cosine of logits", ">same first answer"]
+    return markdown(columns, body) + origin(facts, "training_free")
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "demo": demo,
+    "coverage": coverage,
+    "training_free": training_free,
+    "zoo": zoo,
+}
 
 
 def filled(text: str) -> str:
