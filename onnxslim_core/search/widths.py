@@ -147,8 +147,6 @@ def _give_back(
     """
     removed = list(plan.removed)
     groups = [candidate.group for candidate in candidates]
-    if share_kept(channels, groups, plan, "macs") > amount:
-        return plan
 
     def best(number: int) -> tuple[float, int]:
         gone = np.isin(groups[number].classes, removed[number])

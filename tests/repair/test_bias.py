@@ -101,13 +101,21 @@ def test_a_fused_batchnorm_promises_the_same(body: str) -> None:
     assert expected(normed(body), fused=True) == pytest.approx(expected(normed(body)), rel=1e-6, abs=1e-9)
 
 
-def test_a_sum_of_two_is_normal_with_the_sum_of_their_variances() -> None:
+@pytest.mark.parametrize(("op", "shift"), [("Add", -0.5), ("Sub", 0.5), ("Sum", -0.5)])
+def test_a_sum_of_two_is_normal_with_the_sum_of_their_variances(op: str, shift: float) -> None:
     more = " | C 6,3,1,1 | h 6 | c 6 | n 6 | w 6"
     arrays = {"h": np.full(6, 2.0), "c": np.full(6, -0.5), "n": np.zeros(6), "w": np.ones(6)}
-    body = "k = Conv(x, C) q = BatchNormalization(k, h, c, n, w) s = Add(z, q) y = Relu(s)"
+    body = f"k = Conv(x, C) q = BatchNormalization(k, h, c, n, w) s = {op}(z, q) y = Relu(s)"
     found = expected(normed(body, arrays, more))
-    for value, beta, gamma in zip(found, BETA - 0.5, np.sqrt(GAMMA**2 + 4), strict=True):
+    for value, beta, gamma in zip(found, BETA + shift, np.sqrt(GAMMA**2 + 4), strict=True):
         assert value == pytest.approx(beta * _cdf(beta / gamma) + gamma * _phi(beta / gamma), rel=1e-3)
+
+
+def test_a_slope_of_each_channel_meets_its_own_channel() -> None:
+    slopes = np.linspace(-1, 1, 6)
+    found = expected(normed("y = PRelu(z, p)", {"p": slopes}, " | p 6,1,1"))
+    positive, negative = (expected(normed(body)) for body in ("y = Relu(z)", "n = Neg(z) y = Relu(n)"))
+    assert found == pytest.approx(positive - slopes * negative, abs=1e-6)
 
 
 def test_what_is_constant_for_sure_is_not_guessed() -> None:

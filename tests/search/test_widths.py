@@ -188,3 +188,10 @@ def test_a_plan_for_fewer_multiply_adds_keeps_fewer() -> None:
         for t in np.linspace(0.1, 1, 15)
     ]
     assert shares == sorted(shares)
+
+
+@pytest.mark.parametrize("allocation", ["global", "macs"])
+def test_keeping_everything_keeps_what_scores_nothing_too(allocation: str) -> None:
+    channels = graph_of("net")
+    candidates = [Candidate(c.group, c.scores * (np.arange(c.group.width) > 1)) for c in candidates_of(channels)]
+    assert allocate(channels, candidates, allocation, 1.0, FREE).all() == []
