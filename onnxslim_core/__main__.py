@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from onnxslim_core.cli import main
-
 if __name__ == "__main__":
+    try:
+        from onnxslim_core.cli import main
+    except KeyboardInterrupt:  # before anything is there that could tell of it
+        sys.exit(130)
     sys.exit(main())

@@ -223,7 +223,7 @@ class Report:
         path = Path(path)
         draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            draft.write_text(self.to_json() + "\n", "utf-8")
+            draft.write_text(self.to_json() + "\n", "utf-8", "backslashreplace")  # a file's name may be any bytes
             draft.replace(path)
         except OSError as err:
             raise DataError(f"cannot write the report '{path}': {err.strerror or err}") from err

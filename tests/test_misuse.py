@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +96,59 @@ def test_a_budget_on_answers_that_are_no_numbers_is_not_met(folder: Path) -> Non
 def test_exact_passes_need_no_numbers_to_prove_that_nothing_changed() -> None:
     assert main(["compress", "nan.onnx", "-o", "o.onnx", "--no-latency", "--quiet"]) == 0
     assert Path("o.onnx").exists()
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.usefixtures("folder")
+def test_a_stream_closed_from_the_start_is_no_obstacle(monkeypatch: pytest.MonkeyPatch, stream: str) -> None:
+    """Python has None there, as after `1>&-` in a shell."""
+    monkeypatch.setattr(sys, stream, None)
+    assert main(["compress", "a.onnx", "-o", "o.onnx", "--no-latency"]) == 0
+    assert main(["inspect", "missing.onnx"]) == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that takes nothing")
+@pytest.mark.parametrize("arguments", [["inspect", "a.onnx", "--json"], ["passes"], ["--help"]])
+@pytest.mark.usefixtures("folder")
+def test_output_that_takes_no_more_is_not_our_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    full = open("/dev/full", "w")  # noqa: SIM115  (closing it fails, as it should)
+    monkeypatch.setattr(sys, "stdout", full)
+    assert main(arguments) == 3
+    assert "No space left" in one_line(capsys)
+    with contextlib.suppress(OSError):
+        full.close()
+
+
+def test_file_names_that_are_no_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = os.fsdecode(b"\xfd.onnx")
+    try:
+        Path(odd).write_bytes(Path("a.onnx").read_bytes())
+    except OSError:
+        pytest.skip("the file system takes text only")
+    assert main(["compress", "a.onnx", "-o", os.fsdecode(b"\xff.onnx"), "--no-latency"]) == 2
+    one_line(capsys)
+    assert main(["compress", odd, "-o", "o.onnx", "--no-latency", "--report", "r.json", "--json"]) == 0
+    assert json.loads(Path("r.json").read_text()) == json.loads(capsys.readouterr().out)
+    budget = ["--budget", "budget.toml"]
+    assert main(["gate", odd, "a.onnx", *budget, "--junit", "j.xml", "--markdown", "m.md", "--quiet"]) == 0
+    assert {"j.xml", "m.md", "r.json"} <= {path.name for path in folder.iterdir()}
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_interrupt_while_a_library_loads_is_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An extension module answers control-C with an ImportError of its own."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as err:
+            raise ImportError("initialization failed") from err
+
+    monkeypatch.setattr("onnxslim_core.model.load", interrupted)
+    assert main(["inspect", "a.onnx"]) == 130
+    assert "interrupted" in one_line(capsys)

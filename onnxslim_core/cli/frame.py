@@ -14,7 +14,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -227,11 +227,12 @@ def _check_name(path: Path) -> None:
     """Refuse what no file can be called.
 
     Raises:
-        RecipeError: where a name is too long or holds a null character.
+        RecipeError: where a name is too long, holds a null character or is no text.
     """
     try:
+        str(path).encode()
         path.stat()
-    except ValueError as err:
+    except ValueError as err:  # a null character, or bytes that are no UTF-8, which onnxruntime does not open
         raise RecipeError(f"{str(path)!r} is no name for a file") from err
     except OSError as err:
         if err.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):
@@ -257,11 +258,12 @@ def write_text(path: str | Path, text: str) -> None:
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # the name of a model may be any bytes
         part.replace(path)
     except OSError as err:
-        part.unlink(missing_ok=True)
         raise RecipeError(f"cannot write '{path}': {err.strerror}") from err
+    finally:
+        part.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------------- the frame
@@ -279,6 +281,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import onnxslim_core.cli.verbs  # noqa: F401  (registers the verbs)
 
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # a stream that was closed before we began is None
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # a name that the terminal's encoding lacks is shown escaped, not a crash
@@ -298,20 +302,38 @@ def _fail(err: BaseException, arguments: Sequence[str]) -> int:
         _write(sys.stderr, "".join(traceback.format_exception(err)))
     message, hint, code = _explain(err)
     lines = [f"{PROGRAM}: {message}", *(f"  hint: {line}" for line in (hint or "").splitlines() if line.strip())]
-    _write(sys.stderr, "\n".join(lines) + "\n")
+    with suppress(OSError):
+        _write(sys.stderr, "\n".join(lines) + "\n")
     if "--json" in arguments:
         import json
 
         document = {"schema": 1, "error": {"message": message, "hint": hint}, "exit_code": code}
-        _write(sys.stdout, json.dumps(document, indent=2) + "\n")
+        with suppress(OSError):
+            _write(sys.stdout, json.dumps(document, indent=2) + "\n")
     return code
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+"""A disk, or what the output is led to, takes no more."""
+
+
+def _interrupted(err: BaseException) -> bool:
+    """True where an interrupt is behind it: one that comes while a library loads leaves that library's own error."""
+    seen: set[int] = set()
+    step: BaseException | None = err
+    while step is not None and id(step) not in seen:
+        if isinstance(step, KeyboardInterrupt):
+            return True
+        seen.add(id(step))
+        step = step.__cause__ or step.__context__
+    return isinstance(err, ImportError | SystemError) and "initialization failed" in str(err)
 
 
 def _explain(err: BaseException) -> tuple[str, str | None, int]:
     """(message, hint, exit code) of whatever ended a verb."""
     if isinstance(err, SlimError):
         return str(err), err.hint, err.exit_code
-    if isinstance(err, KeyboardInterrupt | click.Abort):
+    if isinstance(err, KeyboardInterrupt | click.Abort) or _interrupted(err):
         return "interrupted", None, INTERRUPTED
     if isinstance(err, click.ClickException):
         context = getattr(err, "ctx", None)
@@ -319,6 +341,8 @@ def _explain(err: BaseException) -> tuple[str, str | None, int]:
         return " ".join(err.format_message().split()), f"{path} --help", USAGE
     if isinstance(err, MemoryError):
         return "not enough memory", None, BROKEN
+    if isinstance(err, OSError) and err.errno in _NO_ROOM:
+        return f"cannot write: {err.strerror}", None, BROKEN
     if isinstance(err, InternalError):
         return f"internal error: {' '.join(str(err).split())}", REPORT, OUR_BUG
     at = traceback.extract_tb(err.__traceback__)
