@@ -145,7 +145,7 @@ def test_an_interrupt_while_a_library_loads_is_an_interrupt(
 
     def interrupted(*_: object, **__: object) -> None:
         try:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt  # noqa: TRY301
         except KeyboardInterrupt as err:
             raise ImportError("initialization failed") from err
 
