@@ -250,7 +250,7 @@ CARRIERS = (
     "AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(h)",
     "AveragePool<kernel_shape=[2,3], strides=[2,2], count_include_pad=1>(h)",
     "AveragePool<kernel_shape=[2,2], strides=[2,2], ceil_mode=1>(h)",
-    "AveragePool<kernel_shape=[2,2], strides=[2,2], auto_pad=\"SAME_UPPER\">(h)",
+    'AveragePool<kernel_shape=[2,2], strides=[2,2], auto_pad="SAME_UPPER">(h)',
     "AveragePool<kernel_shape=[2,2], strides=[2,2], ceil_mode=1, count_include_pad=1>(h)",
     "ReduceMean<axes=[2,3]>(h)",
     "GlobalAveragePool(h)",
@@ -725,7 +725,20 @@ HEAD = [
     ),
 ]
 GRID = "m = MatMul(x, Q) q = Reshape(m, i) "
+SHARED = "x N,T,6 | Q 6,24 | K 6,8 | int64 i 5 | int64 j 5"
+KEYS = (
+    "q = MatMul(x, Q) q2 = Reshape(q, i) q3 = Transpose<perm=[0,2,3,1,4]>(q2)"
+    " k = MatMul(x, K) k2 = Reshape(k, j) k3 = Transpose<perm=[0,2,3,4,1]>(k2) a = MatMul(q3, k3) y = Softmax(a)"
+)
+FIVE = {"i": "set 0: 0=0 1=0 2=2 3=3 4=4", "j": "set 0: 0=0 1=0 2=2 3=1 4=4"}
 SUMMED = [
+    Planted(
+        "a width of keys that several queries share",
+        SHARED,
+        KEYS,
+        FIVE | {"K": "zero 1: 1 5"},
+        {"Q": (6, 18), "K": (6, 6)},
+    ),
     Planted(
         "a width that a sum over heads sees as zero in every head",
         "x N,T,6 | Q 6,12 | int64 i 4 | int64 a 1 | O 4,5",
@@ -735,6 +748,7 @@ SUMMED = [
     ),
 ]
 STAYS = [
+    Planted("a width that only one of two keys has not", SHARED, KEYS, FIVE | {"K": "zero 1: 1 6"}, {}),
     Planted(
         "a sum of exponentials of zeros is not zero",
         "x N,3,6,5 | A 8,3,1,1 | B 5,8,1,1",
