@@ -29,7 +29,7 @@ from onnxslim_core.ops.flow import Sink, Use
 from onnxslim_core.ops.macs import macs
 from tests import oracles
 
-__all__ = ["Proof", "masked", "plan", "prove", "prove_removal"]
+__all__ = ["Proof", "masked", "plan", "prove", "prove_removal", "to_proto"]
 
 Feeds = Mapping[str, np.ndarray]
 Flags = NDArray[np.bool_]
@@ -102,7 +102,7 @@ def prove_removal(
     gone = channels.gone(classes)
     left = channels.params(gone) / max(channels.params(), 1.0)
     original = to_proto(model.clone())
-    reference = to_proto(masked(channels, gone))
+    references = [to_proto(masked(channels, gone, feed)) for feed in feeds]
     expected = _expected_weights(channels.uses, gone)
     saved = _macs(model, feeds[0])
     remove_atoms(channels, gone)
@@ -115,8 +115,9 @@ def prove_removal(
     oracles.assert_same_interface(original, smaller)
     _check_weights(expected)
     error, moved = 0.0, 0.0
-    judges = [oracles.session(proto) for proto in (original, reference, smaller)]
-    for feed in feeds:
+    first, last = oracles.session(original), oracles.session(smaller)
+    for feed, reference in zip(feeds, references, strict=True):
+        judges = (first, oracles.session(reference), last)
         before, wanted, got = (judge.run(None, dict(feed)) for judge in judges)
         error = max(error, _distance(wanted, got, None if strict else before))
         moved = max(moved, _distance(before, wanted))
@@ -141,9 +142,10 @@ def plan(channels: ChannelGraph, rng: np.random.Generator, share: float) -> list
     return chosen
 
 
-def masked(channels: ChannelGraph, gone: Flags) -> ir.Model:
-    """A copy of the model in which every sum over removed channels reads zeros there."""
+def masked(channels: ChannelGraph, gone: Flags, feed: Feeds) -> ir.Model:
+    """A copy of the model in which every sum over removed channels reads zeros there, for the sizes of a feed."""
     flow = channels.flow
+    shapes = concrete_shapes(flow.model, feed).shape
     model = flow.model.clone()
     twins = dict(zip(flow.model.graph, model.graph, strict=True))
     names = verbs.Names(model)
@@ -155,6 +157,7 @@ def masked(channels: ChannelGraph, gone: Flags) -> ir.Model:
         source = node.inputs[sink.index]
         original = sink.node.inputs[sink.index]
         assert source is not None and original is not None
+        kept = _fitted(kept, shapes[original])
         mask = verbs.add_constant(model.graph, names, kept, "mask")
         dtype = flow.shapes.dtype[original].numpy()  # type: ignore[attr-defined]
         zero = verbs.add_constant(model.graph, names, np.zeros((), dtype), "zero")
@@ -165,6 +168,13 @@ def masked(channels: ChannelGraph, gone: Flags) -> ir.Model:
             operands, op = [mask, source, zero], "Where"
         verbs.replace_input(node, sink.index, verbs.add_node(names, op, operands, before=node).outputs[0])
     return model
+
+
+def _fitted(mask: NDArray[np.bool_], shape: Sequence[int]) -> NDArray[np.bool_]:
+    """The mask at another size: an axis that holds a symbolic size times channels repeats them."""
+    mask = mask.reshape((1,) * (len(shape) - mask.ndim) + mask.shape)
+    repeats = [size // axis if axis > 1 else 1 for size, axis in zip(shape, mask.shape, strict=True)]
+    return np.tile(mask, repeats)
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
