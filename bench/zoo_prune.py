@@ -11,7 +11,8 @@ Parameters are counted here and not by the program under test: floats, and integ
 matrices or larger, in initializers and Constant nodes, bodies included. The share lost is against the exact result, so
 that only pruning counts. A group is frozen where none of its channels can go; it must name the node, input or output
 that keeps it, which must be in the file. A group that is left whole since a quarter less is rounded up to its own
-width on the grid is counted apart. Exits with 1 where a model does not run or a frozen group does not say why.
+width on the grid is counted apart; cut are those that the pass cut, also where `compress` took that back since the file
+got no smaller and nothing was timed. Exits with 1 where a model does not run or a frozen group does not say why.
 Writes zoo_prune.json and zoo_prune.md.
 """
 
@@ -168,8 +169,12 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     _, before, after = row["parameters"]
     told = row["explained"]
     main = next(iter(told["reasons"]), "") or "; ".join(told["refused_whole"])
-    if not told["groups"] and row["parameters_in_bodies"]:
-        main = f"{row['parameters_in_bodies'] / 1e6:.2f} M inside bodies, where no channels are looked for"
+    if row["outcomes"].get("prune_channels") == "rolled back":
+        main = "the pass is taken back, since the file gets no smaller"
+    elif not told["groups"] and row["parameters"][1]:
+        main = "no channels are found in the main graph"
+        if row["parameters_in_bodies"]:
+            main += f", {row['parameters_in_bodies'] / 1e6:.2f} M are inside bodies"
     return [
         row["model"],
         "yes" if row["runs"] else "no",
@@ -179,6 +184,22 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         f"{told['cut']} / {told['rounded_up']} / {told['frozen']}",
         main.replace("|", "/"),
     ]
+
+
+def write_table(facts: Mapping[str, Any], folder: Path) -> str:
+    """Write zoo_prune.md; gives the sentence that sums it up."""
+    columns = ["model", "runs", ">parameters", ">lost", ">on an axis that can be cut"]
+    columns += [">groups cut / rounded up / frozen", "what freezes most of them"]
+    total = facts["total"]
+    words = (
+        f"{total['run']} of {total['models']} run; {total['lose_a_fifth']} lose at least {ENOUGH:.0%} of their "
+        f"parameters; {total['frozen']} of {total['groups']} groups are frozen, "
+        f"{total['frozen_without_reason']} of them without a reason, {total['frozen_without_node']} name no node."
+    )
+    common = markdown([">groups", "what freezes them"], ([n, text] for text, n in facts["reasons"].items()))
+    text = f"{markdown(columns, map(cells, facts['rows']))}\n{words}\n\n{common}"
+    (folder / "zoo_prune.md").write_text(text, encoding="utf-8")
+    return words
 
 
 def main() -> int:
@@ -210,16 +231,7 @@ def main() -> int:
     }
     facts = {"ratio": args.ratio, "total": total, "reasons": dict(reasons.most_common(20)), "rows": rows}
     write_result("zoo_prune", facts, args.out)
-    columns = ["model", "runs", ">parameters", ">lost", ">on an axis that can be cut"]
-    columns += [">groups cut / rounded up / frozen", "what freezes most of them"]
-    words = (
-        f"{total['run']} of {total['models']} run; {total['lose_a_fifth']} lose at least {ENOUGH:.0%} of their "
-        f"parameters; {total['frozen']} of {total['groups']} groups are frozen, "
-        f"{total['frozen_without_reason']} of them without a reason, {total['frozen_without_node']} name no node."
-    )
-    common = markdown([">groups", "what freezes them"], ([n, text] for text, n in reasons.most_common(12)))
-    text = f"{markdown(columns, map(cells, rows))}\n{words}\n\n{common}"
-    (args.out / "zoo_prune.md").write_text(text, encoding="utf-8")
+    words = write_table(facts, args.out)
     print(words)
     return 0 if total["run"] == len(rows) and not total["frozen_without_reason"] else 1
 
