@@ -307,6 +307,10 @@ def replace_files(
         fresh, old = folder / path.name, folder / "old"
         write(fresh)
         data, target = folder / data_name, path.with_name(data_name)
+        if data.exists() and target.exists() and not _names(path, data_name):
+            raise ModelError(
+                f"cannot write {_shown(target)}: it is there and not of {_shown(path)}", "use another name"
+            )
         for new, existing in ((fresh, path), (data, target)):
             if new.exists() and existing.exists():
                 new.chmod(stat.S_IMODE(existing.stat().st_mode))
@@ -328,6 +332,11 @@ def replace_files(
                 elif not kept:
                     target.unlink(missing_ok=True)
             raise
+
+
+def _names(path: Path, data_name: str) -> bool:
+    """Whether a model file names a data file; else that may hold the weights of another model, perhaps the source."""
+    return path.is_file() and data_name.encode() in path.read_bytes()
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxslim_core.passes import pass_class
 
+from onnxslim_core.errors import ModelError
 from onnxslim_core.model import load
 from onnxslim_core.pipeline import Result, compress
 from onnxslim_core.rewrite import Context
@@ -161,3 +163,18 @@ def fill(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> None:
     for seed, (name, shape) in enumerate(shapes.items()):
         array = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(array, name))
+
+
+def test_the_weights_of_another_model_are_not_overwritten(tmp_path: Path) -> None:
+    """The source's own data file may be called what the result's would be."""
+    model = text("g (float[1,64] x) => (float[1,64] y) { a = MatMul(x, w) i = Identity(a) y = Relu(i) }")
+    fill(model, {"w": (64, 64)})
+    onnx.save(model, tmp_path / "source.onnx", save_as_external_data=True, location="out.onnx.data")
+    weights = (tmp_path / "out.onnx.data").read_bytes()
+    result = compress(tmp_path / "source.onnx", measure_latency=False)
+    with pytest.raises(ModelError, match=r"out\.onnx\.data"):
+        result.save(tmp_path / "out.onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.onnx.data", "source.onnx"]
+    assert (tmp_path / "out.onnx.data").read_bytes() == weights
+    result.save(tmp_path / "other.onnx")
+    result.save(tmp_path / "other.onnx")  # its own may be replaced
