@@ -142,10 +142,13 @@ def plan(channels: ChannelGraph, rng: np.random.Generator, share: float) -> list
     return chosen
 
 
-def masked(channels: ChannelGraph, gone: Flags, feed: Feeds) -> ir.Model:
-    """A copy of the model in which every sum over removed channels reads zeros there, for the sizes of a feed."""
+def masked(channels: ChannelGraph, gone: Flags, feed: Feeds | None = None) -> ir.Model:
+    """A copy of the model in which every sum over removed channels reads zeros there.
+
+    Masks are for the sizes of `feed`; without one, for those of the analysis.
+    """
     flow = channels.flow
-    shapes = concrete_shapes(flow.model, feed).shape
+    shapes = flow.shapes.shape if feed is None else concrete_shapes(flow.model, feed).shape
     model = flow.model.clone()
     twins = dict(zip(flow.model.graph, model.graph, strict=True))
     names = verbs.Names(model)
