@@ -123,8 +123,8 @@ def varies_along(node: ir.Node, axis: int, rank: int | None, size: int) -> bool:
         size: Channels along that axis.
     """
     if is_op(node, "BatchNormalization"):
-        parameter = constant(node.inputs[1])
-        return (axis if rank is None else axis % rank) == 1 and (parameter is None or parameter.size == size)
+        found = [array for value in node.inputs[1:5] if (array := constant(value)) is not None]
+        return (axis if rank is None else axis % rank) == 1 and all(array.size == size for array in found)
     index = source_index(node)
     array = None if index is None else constant(node.inputs[1 - index])
     if array is None or array.ndim > (1 if rank is None else rank):

@@ -178,3 +178,13 @@ def test_the_weights_of_another_model_are_not_overwritten(tmp_path: Path) -> Non
     assert (tmp_path / "out.onnx.data").read_bytes() == weights
     result.save(tmp_path / "other.onnx")
     result.save(tmp_path / "other.onnx")  # its own may be replaced
+
+
+def test_parameters_of_different_lengths_are_left_to_the_runtime() -> None:
+    """An invalid BatchNormalization; nothing of a run may break on it but onnxruntime."""
+    model = text(
+        "g (float[1,3,4,4] x) => (float[1,8,4,4] y) { c = Conv(x, w) y = BatchNormalization(c, g, b, m, v) }", 9
+    )
+    fill(model, {"w": (8, 3, 1, 1), "g": (8,), "b": (8,), "m": (8,), "v": (16,)})
+    loaded = load(model)
+    assert not [c for c in pass_class("fuse_batchnorm")().run(loaded.ir, Context()) if c.applied]
