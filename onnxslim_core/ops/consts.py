@@ -7,6 +7,7 @@ BatchNormalization, Sigmoid, pooling and Concat as the number it really is. Zero
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -111,16 +112,23 @@ def evaluate(node: ir.Node, inputs: list[np.ndarray | None], opset: int) -> list
     outputs = [f"o{k}" for k in range(len(node.outputs))]
     proto = onnx.NodeProto(op_type=node.op_type, input=names, output=outputs)
     proto.attribute.extend(write_node(node).attribute)
-    graph = onnx.GraphProto(
-        name="one",
-        node=[proto],
-        input=[onnx.ValueInfoProto(name=name) for name in names if name],
-        output=[onnx.ValueInfoProto(name=name) for name in outputs],
-    )
-    model = onnx.ModelProto(ir_version=10, graph=graph, opset_import=[onnx.OperatorSetIdProto(version=opset)])
     feeds = {name: array for name, array in zip(names, inputs, strict=True) if name}
     try:
         with np.errstate(all="ignore"):
-            return list(ReferenceEvaluator(model).run(None, feeds))
+            return list(_evaluator(proto.SerializeToString(deterministic=True), opset).run(None, feeds))
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return None
+
+
+@lru_cache(maxsize=256)
+def _evaluator(written: bytes, opset: int) -> ReferenceEvaluator:
+    """The evaluator of one node, written with its attributes; a network has few different activations."""
+    node = onnx.NodeProto.FromString(written)
+    graph = onnx.GraphProto(
+        name="one",
+        node=[node],
+        input=[onnx.ValueInfoProto(name=name) for name in node.input if name],
+        output=[onnx.ValueInfoProto(name=name) for name in node.output],
+    )
+    imports = [onnx.OperatorSetIdProto(version=opset)]
+    return ReferenceEvaluator(onnx.ModelProto(ir_version=10, graph=graph, opset_import=imports))
