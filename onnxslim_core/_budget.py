@@ -227,6 +227,8 @@ def answer_breaches(budget: Budget, fidelity: Fidelity) -> list[str]:
             raise BudgetError(f"budget.output.{name}: no such output; the model has {', '.join(fidelity.outputs)}")
     lines = [f"'{name}': {found.mismatch}" for name, found in fidelity.outputs.items() if found.mismatch]
     lines += [f"not finite: {line}" for line in fidelity.not_finite()]
+    if budget.judges_answers:
+        lines += [f"not finite: {line}" for line in fidelity.blank()]
     places = _places(budget, fidelity)
     for key, figure in _ANSWERS.items():
         shared, found = getattr(budget, key), 0

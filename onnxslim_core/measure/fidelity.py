@@ -91,11 +91,14 @@ class Fidelity:
         return None if self.metric is None else self.metric[0] - self.metric[1]
 
     def not_finite(self) -> list[str]:
-        """Outputs where the candidate answers NaN or infinity and the reference does not, or both nothing else."""
+        """Outputs where the candidate answers NaN or infinity and the reference does not, in words."""
         found = {**{f"{n} (default session)": o for n, o in self.default.items()}, **self.outputs}
-        lines = [f"{name}: {o.not_finite} of the candidate's values" for name, o in found.items() if o.not_finite]
-        blank = ((name, o) for name, o in self.outputs.items() if o.blank)
-        return lines + [f"{n}: no finite number to compare in {o.blank} of {o.answers} answers" for n, o in blank]
+        return [f"{name}: {o.not_finite} of the candidate's values" for name, o in found.items() if o.not_finite]
+
+    def blank(self) -> list[str]:
+        """Outputs where both answer nothing but NaN and infinities, in words: whoever sets limits learns nothing."""
+        found = ((name, o) for name, o in self.outputs.items() if o.blank)
+        return [f"{name}: no finite number to compare in {o.blank} of {o.answers} answers" for name, o in found]
 
     def equal(self, tolerance: float = 1e-5) -> bool:
         """True where every output is the same in real arithmetic, as far as running can tell.

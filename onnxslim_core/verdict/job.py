@@ -288,7 +288,7 @@ def _facts(
         default=answers.default,
         reference_default=answers.reference_default,
         parts={name: list(parts) for name, (_, parts) in budget.parts.items()},
-        not_finite=answers.not_finite(),
+        not_finite=[*answers.not_finite(), *answers.blank()],
         metric=answers.metric,
         ratios=ratios,
         domains=domains(candidate.ir),

@@ -53,7 +53,8 @@ class Facts:
         default: The same of the candidate in onnxruntime's default session.
         reference_default: The same of the reference in its default session.
         parts: Output to the names of its parts.
-        not_finite: Outputs where the candidate answers NaN or infinity and the reference does not, in words.
+        not_finite: Outputs where the candidate answers NaN or infinity and the reference does not, or where there is
+            nothing else in either, in words.
         metric: The user's metric on (reference, candidate), or None.
         ratios: Budget key to (reference, candidate); None where it could not be computed.
         domains: Of all operators that the candidate uses; '' is the standard one.
