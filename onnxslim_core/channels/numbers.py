@@ -113,10 +113,15 @@ class Numbers(Consts):
     def _fresh(self, columns: list[Values]) -> Values:
         """A new number for every distinct combination; NaN where a part has none."""
         arrays = np.broadcast_arrays(*columns)
-        rows = np.stack([array.reshape(-1) for array in arrays], axis=1)
-        numbers = _numbered(rows) + self._next
-        self._next += len(rows)
-        return np.asarray(np.where(np.isnan(rows).any(axis=1), np.nan, numbers)).reshape(arrays[0].shape)
+        code, unknown = np.zeros(arrays[0].size, np.int64), np.zeros(arrays[0].size, np.bool_)
+        for array in arrays:
+            values, which = np.unique(array.reshape(-1), return_inverse=True)
+            code = code * len(values) + which  # below size ** 2, and below size again after the next line
+            code = np.unique(code, return_inverse=True)[1] if len(arrays) > 1 else code
+            unknown |= np.isnan(array.reshape(-1))
+        found = np.where(unknown, np.nan, code + float(self._next)).reshape(arrays[0].shape)
+        self._next += code.size
+        return found
 
     def _carried(self, node: ir.Node, labels: Labels) -> list[Values] | None:
         """What constants of the node with one entry per channel add to the number; None where that is not plain."""
