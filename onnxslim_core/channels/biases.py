@@ -78,7 +78,8 @@ def contribution(flow: Flow, each: Sum, values: Floats, weights: NDArray[np.gene
     if verbs.is_op(node, "ConvTranspose"):
         outputs = shape[1] * len(each.classes)
         scale /= prod(verbs.attribute(node, "strides", (1,)))
-    amount = np.einsum("rk,rkn->rn", values, np.asarray(weights, np.float64))
+    seen = (values != 0).any(axis=0)
+    amount = np.einsum("rk,rkn->rn", values[:, seen], np.asarray(weights[:, seen], np.float64))
     return np.asarray(amount.reshape(outputs, -1).sum(axis=1) * scale)
 
 

@@ -38,8 +38,13 @@ def least_loss(energy: NDArray[np.float64], ratio: float) -> View:
 
 
 def maker_energy(flow: Flow) -> NDArray[np.float64]:
-    """Squared norm of the weights that make each atom, with a BatchNormalization's scale; shape (atoms,)."""
+    """Squared norm of the weights that make each atom, with a BatchNormalization's scale; shape (atoms,).
+
+    All zero where no array varies along two axes: then nothing is to be chosen, and no weight is read.
+    """
     energy = np.zeros(flow.atoms.count)
+    if not flow.atoms.boxes:
+        return energy
     for labels, rows in rows_of(flow, flow.uses):
         np.add.at(energy, labels, np.square(rows).sum(axis=1))
     return energy
