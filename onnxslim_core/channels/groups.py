@@ -227,10 +227,11 @@ def _group(channels: ChannelGraph, classes: Ints, uses: list[Use], sinks: list[S
     producers = tuple(dict.fromkeys(use.node for use in uses if use.role == "out"))
     readers = [use.node for use in uses if use.role == "in"] + [sink.node for sink in sinks]
     stuck = classes[~free]
-    reason = channels.classes.reasons.get(int(stuck[0])) if stuck.size else None
+    reasons = [reason for root in stuck.tolist() if (reason := channels.classes.reasons.get(root)) is not None]
     first = next(use for use in uses if use.role == "out")
     unit = max(1, round(float(np.isin(channels.of(first.labels), classes).sum()) / len(classes)))
     name = verbs.label_of(producers[0])
+    reason = next((each for each in reasons if each.node), Reason(name, reasons[0].text) if reasons else None)
     return Group(name, classes, free, unit, producers, tuple(dict.fromkeys(readers)), tuple(uses), reason)
 
 
