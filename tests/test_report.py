@@ -111,7 +111,7 @@ def test_plain_values() -> None:
     odd = {
         1: np.float32(0.5),
         "a": np.array([[1, 2], [3, 4]]),
-        "b": (Colour.RED, Path("/home/someone/net.onnx"), {"z", "y"}),
+        "b": (Colour.RED, Path("some/folder/net.onnx"), {"z", "y"}),
         "c": [np.float64("nan"), -math.inf, np.bool_(True), None],
     }
     found = plain(odd)
