@@ -11,11 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from onnxslim_core import graph as verbs
-from onnxslim_core._emit import write_node
+from onnxslim_core.calibration.pieces import cut_out, read_by
 from onnxslim_core.errors import InternalError
 from onnxslim_core.measure.session import open_piece, run
 from onnxslim_core.rewrite import Sample
@@ -58,7 +57,7 @@ class Walk:
                 continue
             todo.add(node)
             found.append(node)
-            stack.extend(_read_by(node))
+            stack.extend(read_by(node))
         return sorted(found, key=self._order.__getitem__)
 
     def has_run(self, node: ir.Node) -> bool:
@@ -88,8 +87,9 @@ class Walk:
         inside = set(nodes)
         self._done |= inside
         made = [v for node in nodes for v in node.outputs if v is wanted or self._is_live(v)]
-        read = dict.fromkeys(v for node in nodes for v in _read_by(node) if v in self._held[0])
-        session = open_piece(_piece(self._model, nodes, read, made, self._held[0]), threads=self._threads)
+        read = dict.fromkeys(v for node in nodes for v in read_by(node) if v in self._held[0])
+        dtypes = {v: self._held[0][v].dtype for v in read}
+        session = open_piece(cut_out(self._model, nodes, read, made, dtypes), threads=self._threads)
         for held in self._held:
             found = run(session, {str(v.name): held[v] for v in read})
             held.update({v: found[str(v.name)] for v in made})
@@ -106,46 +106,3 @@ class Walk:
         return self._reserved[value] > 0 or any(
             self._top.get(node, node) not in self._done for node, _ in verbs.users_of(value)[0]
         )
-
-
-def _read_by(node: ir.Node) -> Iterable[ir.Value]:
-    """Values that a node reads, in its bodies too."""
-    yield from (v for v in node.inputs if v is not None)
-    for body in verbs.bodies(node):
-        for inner in verbs.all_nodes(body):
-            yield from (v for v in inner.inputs if v is not None)
-
-
-def _piece(
-    model: ir.Model,
-    nodes: Sequence[ir.Node],
-    read: Iterable[ir.Value],
-    made: Iterable[ir.Value],
-    like: dict[ir.Value, np.ndarray],
-) -> onnx.ModelProto:
-    """Some nodes as a model: what they read goes in, what is wanted comes out, their weights are initializers."""
-    proto = onnx.ModelProto(ir_version=min(max(model.ir_version or 8, 4), 10))
-    for domain, version in model.opset_imports.items():
-        proto.opset_import.add(domain=domain, version=version)
-    proto.functions.extend(ir.serde.serialize_function(function) for function in model.functions.values())
-    graph = proto.graph
-    graph.name = "piece"
-    for value in read:
-        info = graph.input.add(name=str(value.name))
-        info.type.tensor_type.elem_type = int(ir.DataType.from_numpy(like[value].dtype))
-    for value in made:
-        graph.output.add(name=str(value.name))
-    seen: set[ir.Value] = set()
-    for node in nodes:
-        for value in _read_by(node):
-            if value in seen:
-                continue
-            seen.add(value)
-            if verbs.is_op(value.producer(), "Constant"):
-                graph.node.append(write_node(value.producer()))  # type: ignore[arg-type]
-            elif value.producer() is None and value.const_value is not None and value not in like:
-                tensor = ir.serde.serialize_tensor(value.const_value)
-                tensor.name = str(value.name)
-                graph.initializer.append(tensor)
-        graph.node.append(write_node(node))
-    return proto

@@ -1,0 +1,113 @@
+"""What the answers lose where some linear nodes get other weights: only what follows them is run again.
+
+Every lossy step on a linear node is, before it is carried out, a change of its weights at their full shape: a channel
+that goes is a row of zeros in its readers, a factorization is the product of its factors, a block that is dropped is
+a last layer that answers with its mean. So one measurement serves them all, at about half a pass per question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import onnx_ir as ir
+
+from onnxslim_core import graph as verbs
+from onnxslim_core.calibration.answers import Answers
+from onnxslim_core.calibration.lockstep import Walk
+from onnxslim_core.calibration.pieces import Swap, cut_out, read_by
+from onnxslim_core.measure.session import open_piece, run
+from onnxslim_core.rewrite import Sample
+
+__all__ = ["Tails"]
+
+
+class Tails:
+    """The original on some batches, cut open wherever somebody asks.
+
+    Args:
+        model: The model; it must not change meanwhile.
+        batches: Feeds.
+        sets: The sets of linear nodes that will be asked about, in the order of the graph; each is asked about until
+            `done` is said of it.
+        threads: For onnxruntime.
+    """
+
+    def __init__(
+        self, model: ir.Model, batches: Sequence[Sample], sets: Sequence[Collection[ir.Node]], threads: int = 1
+    ) -> None:
+        self._model = model
+        self._threads = threads
+        self._walk = Walk(model, batches, threads)
+        self._after = _Followers(model)
+        self._outputs = list(dict.fromkeys(model.graph.outputs))
+        self._walk.reserve(self._outputs)
+        for nodes in sets:
+            self._walk.reserve(self._open(nodes)[1])
+        self._answers: Answers | None = None
+
+    def lost(self, swaps: Mapping[ir.Node, Swap]) -> float:
+        """Squared error of the answers over their variance, with these weights in place of the nodes' own."""
+        nodes, read = self._open(swaps)
+        inside = set(nodes)
+        held = [self._walk.value(value) for value in read]
+        made = [v for v in self._outputs if v.producer() in inside]
+        if not made:
+            return 0.0
+        dtypes = {value: arrays[0].dtype for value, arrays in zip(read, held, strict=True)}
+        session = open_piece(cut_out(self._model, nodes, read, made, dtypes, swaps), threads=self._threads)
+        found = []
+        for number in range(len(self._walk)):
+            answers = run(session, {str(v.name): arrays[number] for v, arrays in zip(read, held, strict=True)})
+            found.append({**self._given(number), **answers})
+        return self.answers().lost(found)
+
+    def done(self, nodes: Collection[ir.Node]) -> None:
+        """Nobody will ask about these nodes again."""
+        self._walk.release(self._open(nodes)[1])
+
+    def answers(self) -> Answers:
+        """What the original says."""
+        if self._answers is None:
+            for value in self._outputs:
+                self._walk.value(value)
+            self._answers = Answers([self._given(number) for number in range(len(self._walk))])
+        return self._answers
+
+    def _given(self, number: int) -> dict[str, object]:
+        return {str(value.name): self._walk.value(value)[number] for value in self._outputs}
+
+    def _open(self, nodes: Collection[ir.Node]) -> tuple[list[ir.Node], list[ir.Value]]:
+        """Everything from these nodes on, and what it reads that is made before."""
+        tail = self._after.of(nodes)
+        inside = set(tail)
+        read: dict[ir.Value, None] = {}
+        for node in tail:
+            for value in read_by(node):
+                source = value.producer()
+                constant = source is None and value.const_value is not None and not value.is_graph_input()
+                mine = source is not None and (source in inside or verbs.is_op(source, "Constant"))
+                if not constant and not mine and verbs.owner_of(value) is self._model.graph:
+                    read[value] = None
+        return tail, list(read)
+
+
+class _Followers:
+    """Which nodes of the main graph depend on which."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._order = list(model.graph)
+        self._readers: dict[ir.Value, list[ir.Node]] = {}
+        for node in self._order:
+            for value in read_by(node):
+                self._readers.setdefault(value, []).append(node)
+
+    def of(self, nodes: Collection[ir.Node]) -> list[ir.Node]:
+        """These nodes and all that follow them, in the order of the graph."""
+        found, stack = set(nodes), list(nodes)
+        while stack:
+            for value in stack.pop().outputs:
+                for reader in self._readers.get(value, ()):
+                    if reader not in found:
+                        found.add(reader)
+                        stack.append(reader)
+        return [node for node in self._order if node in found]
