@@ -65,9 +65,8 @@ def put_weights(model: ir.Model, node: ir.Node, weights: Floats, bias: Floats) -
     add.name, add.outputs[0].name = names.new(f"{node.name}/Add"), names.new(f"{value.name}/shifted")
     add.outputs[0].type = value.type
     graph.insert_after(node, add)
-    for reader, index in verbs.users_of(value)[0]:
-        if reader is not add:
-            verbs.replace_input(reader, index, add.outputs[0])
+    verbs.replace(value, add.outputs[0], names)
+    verbs.replace_input(add, 0, value)
 
 
 def _swap(node: ir.Node, index: int, made: ir.Value) -> None:
