@@ -65,7 +65,7 @@ def _weight(answers: Sequence[NDArray[np.floating]]) -> Floats:
     others = tuple(each for each in range(squares.ndim) if each != axis)
     spread = squares.sum(axis=others, keepdims=True)
     # a column that never moves must not count for more than all others together
-    spread = np.maximum(spread, 1e-6 * float(spread.max()))
+    spread = np.maximum(spread, 1e-9 * float(spread.max()))
     return np.asarray(1.0 / (spread * squares.shape[axis]))
 
 
@@ -76,7 +76,7 @@ def _columns(squares: Floats) -> int | None:
         if not 1 < squares.shape[each] <= _MOST_COLUMNS or squares.ndim < 3:
             continue
         spread = squares.mean(axis=tuple(i for i in range(squares.ndim) if i != each))
-        alive = spread[spread > 1e-6 * spread.max()]
+        alive = spread[spread > 1e-9 * spread.max()]
         ratio = float(alive.max() / alive.min()) if len(alive) > 1 else 1.0
         if ratio > best:
             best, axis = ratio, each
