@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxslim_core import graph as verbs
@@ -45,11 +46,18 @@ class Tails:
             self._walk.reserve(self._open(nodes)[1])
         self._answers: Answers | None = None
 
-    def lost(self, swaps: Mapping[ir.Node, Swap]) -> float:
-        """Squared error of the answers over their variance, with these weights in place of the nodes' own."""
-        nodes, read = self._open(swaps)
+    def lost(self, swaps: Mapping[ir.Node, Swap], zeroed: ir.Value | None = None) -> float:
+        """Squared error of the answers over their variance.
+
+        Args:
+            swaps: Linear nodes that use other weights than their own.
+            zeroed: A value that is all zeros; it must be read by nodes of one set.
+        """
+        asked = [*swaps, *(node for node, _ in verbs.users_of(zeroed)[0])] if zeroed is not None else list(swaps)
+        nodes, read = self._open(asked)
         inside = set(nodes)
         held = [self._walk.value(value) for value in read]
+        held = [[np.zeros_like(a) for a in each] if v is zeroed else each for v, each in zip(read, held, strict=True)]
         made = [v for v in self._outputs if v.producer() in inside]
         if not made:
             return 0.0

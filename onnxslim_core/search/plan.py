@@ -1,0 +1,203 @@
+"""One row per unit of a table of options, so that least is lost at a given cost.
+
+A unit is something that is decided on its own: the width of a group of channels, the rank of a layer, whether a block
+stays. Its rows are the options there are; the first changes nothing. What rows lose is added up. What they cost is
+not separable, since the cost of a layer depends on both of its sides: each term of the cost is a product over the
+factors of a layer of what its units leave of it.
+
+    cost(choice) = fixed + sum over terms of  base * prod over factors of (1 - sum over units of part * (1 - left))
+
+For separable costs this is the multiple-choice knapsack, solved exactly (up to the buckets) by dynamic programming.
+For coupled ones the savings are linearised around the last choice and solved for again until nothing moves; every
+choice that counts is judged by its true cost, and what slack is left is given back, the largest loss first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Costs", "Row", "Term", "Unit", "choose", "loss_of"]
+
+Floats = NDArray[np.float64]
+Choice = tuple[int, ...]
+
+_BUCKETS = 3000
+_ROUNDS = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """An option of a unit.
+
+    Attributes:
+        what: In a few words, for the record.
+        loss: Of the answers, comparable over units.
+        left: Share of the unit's cost that is left, 0..1 (above 1: it costs more than what it replaces).
+        payload: What the option is, for whoever carries it out.
+    """
+
+    what: str
+    loss: float
+    left: float
+    payload: Any = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unit:
+    """Something to be decided; the first row changes nothing."""
+
+    name: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A cost, and per factor which part of it belongs to which unit.
+
+    Attributes:
+        base: In full.
+        factors: Per factor: unit -> the part (0..1) of that factor that is the unit's.
+    """
+
+    base: float
+    factors: tuple[Mapping[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """All terms, and what no option touches."""
+
+    terms: tuple[Term, ...]
+    fixed: float = 0.0
+    _of: dict[int, list[Term]] = field(default_factory=dict, compare=False)
+
+    def total(self, units: Sequence[Unit], choice: Sequence[int]) -> float:
+        """The cost of a choice."""
+        return self.fixed + sum(_cost(term, units, choice) for term in self.terms)
+
+    def savings(self, units: Sequence[Unit], choice: Sequence[int]) -> list[Floats]:
+        """Per unit: what each row would save against the first one, while the others stay as chosen."""
+        if not self._of:
+            for term in self.terms:
+                for unit in {unit for factor in term.factors for unit in factor}:
+                    self._of.setdefault(unit, []).append(term)
+        found = []
+        for number, unit in enumerate(units):
+            costs = np.zeros(len(unit.rows))
+            trial = list(choice)
+            for row in range(len(unit.rows)):
+                trial[number] = row
+                costs[row] = sum(_cost(term, units, trial) for term in self._of.get(number, ()))
+            found.append(costs[0] - costs)
+        return found
+
+
+def _cost(term: Term, units: Sequence[Unit], choice: Sequence[int]) -> float:
+    cost = term.base
+    for factor in term.factors:
+        cost *= max(1.0 - sum(part * (1.0 - units[u].rows[choice[u]].left) for u, part in factor.items()), 0.0)
+    return cost
+
+
+def loss_of(units: Sequence[Unit], choice: Sequence[int]) -> float:
+    """What a choice is expected to lose."""
+    return float(sum(unit.rows[row].loss for unit, row in zip(units, choice, strict=True)))
+
+
+def choose(units: Sequence[Unit], costs: Costs, target: float) -> Choice | None:
+    """The choice of least loss among those found that cost at most `target`; None where no choice is that cheap.
+
+    Args:
+        units: What is decided.
+        costs: What the rows cost together.
+        target: In the unit of the costs.
+    """
+    best: Choice | None = None
+    choice: Choice = (0,) * len(units)
+    seen: set[Choice] = set()
+    for _ in range(_ROUNDS):
+        if choice in seen:
+            break
+        seen.add(choice)
+        savings = costs.savings(units, choice)
+        here = costs.total(units, choice)
+        need = here - target + sum(float(saved[row]) for saved, row in zip(savings, choice, strict=True))
+        choice = _knapsack(units, savings, need)
+        found = _mended(units, costs, target, choice)
+        if found is not None and (best is None or loss_of(units, found) < loss_of(units, best)):
+            best = found
+    if best is None:
+        least = tuple(int(np.argmin([row.left for row in unit.rows])) for unit in units)
+        best = _mended(units, costs, target, least)
+    return best
+
+
+def _knapsack(units: Sequence[Unit], savings: Sequence[Floats], need: float) -> Choice:
+    """Least loss whose savings add up to `need`; where none do, the largest savings."""
+    if need <= 0:
+        return (0,) * len(units)
+    steps = [np.clip(np.floor(saved / need * _BUCKETS + 1e-9), 0, _BUCKETS).astype(np.int64) for saved in savings]
+    best = np.full(_BUCKETS + 1, np.inf)
+    best[0] = 0.0
+    taken = np.zeros((len(units), _BUCKETS + 1), np.int32)
+    came = np.zeros((len(units), _BUCKETS + 1), np.int32)
+    for number, (unit, step) in enumerate(zip(units, steps, strict=True)):
+        after = np.full(_BUCKETS + 1, np.inf)
+        for row in range(len(unit.rows)):
+            shift, loss = int(step[row]), unit.rows[row].loss
+            place = np.minimum(np.arange(_BUCKETS + 1) + shift, _BUCKETS)
+            candidate = best + loss
+            # several buckets meet in the last one: the best of them counts
+            inner = np.flatnonzero(candidate[: _BUCKETS + 1 - shift] < after[shift:])
+            after[shift + inner], taken[number, shift + inner], came[number, shift + inner] = (
+                candidate[inner],
+                row,
+                inner,
+            )
+            if shift:
+                over = np.flatnonzero(place == _BUCKETS)
+                first = int(over[np.argmin(candidate[over])])
+                if candidate[first] < after[_BUCKETS]:
+                    after[_BUCKETS], taken[number, _BUCKETS], came[number, _BUCKETS] = candidate[first], row, first
+        best = after
+    bucket = int(np.flatnonzero(np.isfinite(best)).max())
+    choice = []
+    for number in reversed(range(len(units))):
+        choice.append(int(taken[number, bucket]))
+        bucket = int(came[number, bucket])
+    return tuple(reversed(choice))
+
+
+def _mended(units: Sequence[Unit], costs: Costs, target: float, choice: Choice) -> Choice | None:
+    """The choice made cheap enough, step by step, and then as good as its slack allows; None where it cannot be."""
+    now = list(choice)
+    while costs.total(units, now) > target:
+        savings = costs.savings(units, now)
+        steps = [
+            ((unit.rows[row].loss - unit.rows[now[u]].loss) / (saved[row] - saved[now[u]]), u, row)
+            for u, (unit, saved) in enumerate(zip(units, savings, strict=True))
+            for row in range(len(unit.rows))
+            if saved[row] > saved[now[u]] + 1e-12
+        ]
+        if not steps:
+            return None
+        _, number, chosen = min(steps)
+        now[number] = chosen
+    while True:
+        slack = target - costs.total(units, now)
+        savings = costs.savings(units, now)
+        gains = [
+            (units[u].rows[now[u]].loss - units[u].rows[row].loss, -u, -row)
+            for u, saved in enumerate(savings)
+            for row in range(len(units[u].rows))
+            if units[u].rows[row].loss < units[u].rows[now[u]].loss and saved[now[u]] - saved[row] <= slack
+        ]
+        if not gains:
+            return tuple(now)
+        _, number, chosen = max(gains)
+        now[-number] = -chosen

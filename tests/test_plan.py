@@ -1,0 +1,73 @@
+"""The plan of least loss: against every choice there is, where they can be counted."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from onnxslim_core.search.plan import Costs, Row, Term, Unit, choose, loss_of
+
+
+def _units(rng: np.random.Generator, count: int, rows: int) -> list[Unit]:
+    units = []
+    for number in range(count):
+        left = [1.0, *np.sort(rng.uniform(0, 1, rows - 1))[::-1]]
+        loss = [0.0, *np.sort(rng.exponential(1, rows - 1))]
+        units.append(
+            Unit(
+                f"u{number}",
+                tuple(Row(str(i), float(a), float(b)) for i, (a, b) in enumerate(zip(loss, left, strict=True))),
+            )
+        )
+    return units
+
+
+def _best(units: list[Unit], costs: Costs, target: float) -> float | None:
+    choices = itertools.product(*(range(len(unit.rows)) for unit in units))
+    losses = [loss_of(units, choice) for choice in choices if costs.total(units, choice) <= target]
+    return min(losses) if losses else None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_separable_costs_are_solved_exactly(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    units = _units(rng, 5, 4)
+    costs = Costs(tuple(Term(float(rng.integers(1, 50)), ({u: 1.0},)) for u in range(5)), fixed=7.0)
+    for share in (0.9, 0.6, 0.3):
+        target = share * costs.total(units, (0,) * 5)
+        found, best = choose(units, costs, target), _best(units, costs, target)
+        if best is None:
+            assert found is None
+            continue
+        assert found is not None and costs.total(units, found) <= target
+        assert loss_of(units, found) == pytest.approx(best, rel=0.02, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_coupled_costs_are_met_and_little_more_is_lost_than_must_be(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    units = _units(rng, 5, 4)
+    # a chain: every layer has the width of one unit on one side and of the next on the other
+    terms = tuple(Term(float(rng.integers(5, 50)), ({u: 1.0}, {u + 1: 1.0})) for u in range(4))
+    costs = Costs(terms, fixed=3.0)
+    for share in (0.8, 0.5, 0.3):
+        target = share * costs.total(units, (0,) * 5)
+        found, best = choose(units, costs, target), _best(units, costs, target)
+        assert (found is None) == (best is None)
+        if found is not None and best is not None:
+            assert costs.total(units, found) <= target
+            assert loss_of(units, found) <= 1.35 * best + 1e-9
+
+
+def test_parts_of_a_factor_add_up() -> None:
+    units = [Unit(str(i), (Row("keep", 0.0, 1.0), Row("half", 1.0, 0.5))) for i in range(2)]
+    costs = Costs((Term(8.0, ({0: 0.25, 1: 0.75},)),))
+    assert costs.total(units, (1, 0)) == pytest.approx(8 * (1 - 0.25 * 0.5))
+    assert costs.total(units, (1, 1)) == pytest.approx(4.0)
+
+
+def test_nothing_is_cut_where_nothing_has_to_be() -> None:
+    units = [Unit("u", (Row("keep", 0.0, 1.0), Row("half", 0.0, 0.5)))]
+    assert choose(units, Costs((Term(8.0, ({0: 1.0},)),)), 8.0) == (0,)
