@@ -7,9 +7,9 @@ its end, so that imports count. Ours is the command line without a recipe: *chec
 answers and runs what it wrote (`--no-latency`: how long timing takes is set by the user, not by the graph), *unchecked*
 compares nothing (`--no-verify --no-latency`). onnxruntime is its offline optimization (a session that writes the
 optimized model), the others are called as rivals.py says. Tools run in turn, `--repeat` rounds, the best of each
-counts; whoever takes longer than `--timeout` is put down as such and not asked for larger graphs of that shape. The exponent is
-the slope between two neighbouring sizes on a log-log scale; peak memory is that of the process. Checked results must
-say that they were verified. Writes scaling.json and scaling.md.
+counts; whoever takes longer than `--timeout` is put down as such and not asked for larger graphs of that shape. The
+exponent is the slope between two neighbouring sizes on a log-log scale; peak memory is that of the process. Checked
+results must say that they were verified. Writes scaling.json and scaling.md.
 """
 
 from __future__ import annotations

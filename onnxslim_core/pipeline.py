@@ -7,8 +7,10 @@ This is the way in and out; `_job.py` keeps the promises on the way, `_feeds.py`
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,23 @@ from onnxslim_core.report import Asked, Report, plain
 from onnxslim_core.rewrite import Progress, Sample
 
 __all__ = ["Result", "compress", "compress_file"]
+
+
+_COLLECT_EVERY = (100_000, 50, 1_000)
+"""Thresholds of the garbage collector: a graph is millions of objects that live long, and looking through them again
+and again takes half of the time at 16,000 nodes."""
+
+
+@contextlib.contextmanager
+def _few_collections() -> Iterator[None]:
+    """Let the garbage collector run seldom, and as before afterwards; also usable as a decorator."""
+    before = gc.get_threshold()
+    if before[0]:  # where it is switched off, it stays off
+        gc.set_threshold(*_COLLECT_EVERY)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +110,7 @@ class Result:
         return said(beside(dict(expected), found, self.sample or {}, self.report.fidelity))
 
 
+@_few_collections()
 def compress(
     model: object,
     recipe: Recipe | None = None,
@@ -184,6 +204,7 @@ def compress(
     return Result(final, report, feeds.judging[0] if job.compares else None, job.answers(final))
 
 
+@_few_collections()
 def compress_file(source: str | Path, target: str | Path, recipe: Recipe | None = None, **options: Any) -> Result:
     """`compress`, and write the model if the budget is met; where it is not, nothing is written.
 
