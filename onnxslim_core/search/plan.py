@@ -84,8 +84,8 @@ class Costs:
         """Per unit: what each row would save against the first one, while the others stay as chosen."""
         if not self._of:
             for term in self.terms:
-                for unit in {unit for factor in term.factors for unit in factor}:
-                    self._of.setdefault(unit, []).append(term)
+                for concerned in {number for factor in term.factors for number in factor}:
+                    self._of.setdefault(concerned, []).append(term)
         found = []
         for number, unit in enumerate(units):
             costs = np.zeros(len(unit.rows))

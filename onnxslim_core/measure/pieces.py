@@ -1,0 +1,162 @@
+"""Parts of a model timed against each other: how much of its time a part takes with other widths or in another form.
+
+A part is a small model of its own. All its variants are called in turns within one process, in shuffled order, over
+freshly built sessions, as whole models are in `latency.py`; what counts is the ratio to the part as it is. Ratios are
+kept on disk per CPU, onnxruntime version and threads under a hash of the structure (operators, attributes, shapes; no
+names, no weights), so that equal parts are timed once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from onnxslim_core.measure.latency import Call, time_rounds
+from onnxslim_core.measure.session import feeds_for, open_piece, run
+from onnxslim_core.rewrite import Sample
+
+__all__ = ["Table", "cache_folder", "structure"]
+
+_SECONDS = 0.08
+"""Spent on each variant of a part; a part that takes longer than this is called three times per session."""
+
+
+class Table:
+    """Seconds of parts and the share of them that each variant takes.
+
+    Args:
+        threads: For onnxruntime.
+        folder: Where the table is kept; None keeps it in memory.
+    """
+
+    def __init__(self, threads: int = 1, folder: Path | None = None) -> None:
+        self._threads = threads
+        self._path = None if folder is None else folder / f"latency-{_machine(threads)}.json"
+        self._known: dict[str, float] = _read(self._path)
+        self.timed = 0
+
+    def left(self, part: onnx.ModelProto, variants: Sequence[onnx.ModelProto], sample: Sample) -> list[float]:
+        """The seconds of a part, and then of each variant the share of them that it takes.
+
+        Args:
+            part: The part as it is.
+            variants: What it might become; they take the same inputs.
+            sample: One call's inputs.
+        """
+        full = structure(part)
+        keys = [full, *(f"{full}:{structure(variant)}" for variant in variants)]
+        if not all(key in self._known for key in keys):
+            seconds = self._measure([part, *variants], sample)
+            self._known |= dict(zip(keys, [seconds[0], *(each / seconds[0] for each in seconds[1:])], strict=True))
+            self.timed += len(keys)
+        return [self._known[key] for key in keys]
+
+    def save(self) -> None:
+        """Write what was measured, beside what other processes wrote meanwhile."""
+        if self._path is None or not self.timed:
+            return
+        with contextlib.suppress(OSError):  # a cache that cannot be written is no reason to fail
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({**_read(self._path), **self._known}, sort_keys=True)
+            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False, encoding="utf-8") as file:
+                file.write(text)
+            os.replace(file.name, self._path)
+
+    def _measure(self, protos: Sequence[onnx.ModelProto], sample: Sample) -> list[float]:
+        def build() -> list[Call]:
+            return [self._caller(proto, sample) for proto in protos]
+
+        times = time_rounds(
+            build, list, threads=self._threads, seconds=_SECONDS * len(protos), sessions=3, seed=0, progress=None
+        )
+        logs = np.concatenate(times.logs())
+        # a busy machine only ever makes a call longer
+        return [float(seconds) for seconds in np.exp(np.quantile(logs, 0.25, axis=0)) / 1e9]
+
+    def _caller(self, proto: onnx.ModelProto, sample: Sample) -> Call:
+        session = open_piece(proto, threads=self._threads)
+        run(session, sample)
+        names, feeds = [output.name for output in session.get_outputs()], dict(feeds_for(session, sample))
+        return lambda: session.run(names, feeds)
+
+
+def structure(proto: onnx.ModelProto) -> str:
+    """A hash of operators, attributes, wiring and shapes; equal for parts that differ in names and weights alone."""
+    number: dict[str, int] = {"": -1}
+
+    def at(name: str) -> int:
+        return number.setdefault(name, len(number))
+
+    told: list[object] = [sorted((each.domain, each.version) for each in proto.opset_import)]
+    for info in proto.graph.input:
+        kind = info.type.tensor_type
+        told.append(("in", at(info.name), kind.elem_type, [dim.dim_value for dim in kind.shape.dim]))
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        for name in node.input:
+            if name in weights and name not in number:
+                tensor = weights[name]
+                told.append(("w", at(name), tensor.data_type, list(tensor.dims), _value(tensor)))
+        attributes = sorted(attribute.SerializeToString(deterministic=True).hex() for attribute in node.attribute)
+        told.append((node.op_type, node.domain, [at(name) for name in node.input], attributes))
+        told.append([at(name) for name in node.output])
+    told.append([at(info.name) for info in proto.graph.output])
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:32]
+
+
+def _value(tensor: onnx.TensorProto) -> str:
+    """What small constants of integers hold, since shapes and axes decide what is done."""
+    if tensor.data_type not in (onnx.TensorProto.INT64, onnx.TensorProto.INT32) or np.prod(list(tensor.dims)) > 64:
+        return ""
+    return str(onnx.numpy_helper.to_array(tensor).tolist())
+
+
+def cache_folder() -> Path | None:
+    """Where expensive results are kept: `ONNXSLIM_CORE_CACHE`, or the user's cache folder; None where it is `off`."""
+    named = os.environ.get("ONNXSLIM_CORE_CACHE", "")
+    if named.lower() == "off":
+        return None
+    if named:
+        return Path(named)
+    home = os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else os.environ.get("XDG_CACHE_HOME")
+    try:
+        base = Path(home) if home else Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    except RuntimeError:
+        return None
+    return base / "onnxslim-core"
+
+
+def _machine(threads: int) -> str:
+    told = f"{_cpu()} {ort.__version__} {threads}"
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _read(path: Path | None) -> dict[str, float]:
+    if path is None:
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(found, Mapping):
+        return {}
+    return {str(k): float(v) for k, v in found.items() if isinstance(v, int | float) and v > 0}
