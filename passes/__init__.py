@@ -38,6 +38,7 @@ TABLE = (
     Row("remove_idle", "remove_idle", "RemoveIdle", Kind.ALGEBRAIC, "preview"),
     Row("prune_channels", "prune_channels", "PruneChannels", Kind.LOSSY, "preview"),
     Row("factorize", "factorize", "Factorize", Kind.LOSSY, "preview"),
+    Row("quantize", "quantize", "Quantize", Kind.LOSSY, "preview"),
 )
 
 

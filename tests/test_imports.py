@@ -21,7 +21,7 @@ ORDER = (
     ("recipe",),
     ("passes",),
     ("search",),
-    ("criteria", "repair", "lowrank"),
+    ("criteria", "repair", "lowrank", "quant"),
     ("calibration",),
     ("channels",),
     ("report",),

@@ -1,0 +1,152 @@
+"""Quantization written down as QuantizeLinear and DequantizeLinear, which onnxruntime fuses into 8-bit kernels.
+
+Every value on a grid gets one pair; 8-bit nodes read what comes out of it, and so does everybody else where the value
+is made by an 8-bit node, since nothing finer exists there. Weights are int8 with one scale per output channel, a bias
+is int32 with the product of the scales. Names of inputs and outputs stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxslim_core import graph as verbs
+from onnxslim_core.quant.grid import Grid, as_float32, on_grid, quantize_bias, quantize_weights, scales_of
+from onnxslim_core.quant.layout import Layout, activations, channel_axis
+
+__all__ = ["Integers", "insert"]
+
+Floats = NDArray[np.float64]
+Integers = tuple[NDArray[np.int8], Floats]
+"""Weights of a linear node in int8 and their scales per output channel."""
+
+
+def insert(
+    model: ir.Model, layout: Layout, grids: Mapping[ir.Value, Grid], given: Mapping[ir.Node, Integers] | None = None
+) -> None:
+    """Write the layout into the model.
+
+    Args:
+        model: Changed in place; its nodes and values are those of the layout. Opset 13 or newer.
+        layout: Where numbers have 8 bits.
+        grids: For every rounded value that has no source.
+        given: Weights that were rounded with more care than to the nearest.
+    """
+    writer = _Writer(model, layout, grids)
+    for node in [node for node in model.graph if node in layout.nodes]:
+        writer.constants(node, (given or {}).get(node))
+    for value in layout.rounded:
+        if verbs.array_of(value) is None:
+            writer.pair(value)
+
+
+class _Writer:
+    """The edit under way."""
+
+    def __init__(self, model: ir.Model, layout: Layout, grids: Mapping[ir.Value, Grid]) -> None:
+        self._graph = model.graph
+        self._names = verbs.Names(model)
+        self._layout = layout
+        self._grids = grids
+        self._known: dict[object, ir.Value] = {}
+
+    def _constant(self, array: NDArray[np.generic], hint: str) -> ir.Value:
+        """An initializer; equal small ones are one, since there are two for every grid."""
+        key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 1 else object()
+        if key not in self._known:
+            self._known[key] = verbs.add_constant(self._graph, self._names, array, hint)
+        return self._known[key]
+
+    def constants(self, node: ir.Node, given: Integers | None) -> None:
+        """Weights and bias of a linear node, constant operands of a join."""
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            self._weights(node, given)
+            return
+        for index in activations(node):
+            value = node.inputs[index]
+            array = verbs.array_of(value)
+            if value is None or array is None:
+                continue
+            grid = self._grids[value]
+            q = self._constant(on_grid(array, grid), f"{value.name}/quantized")
+            self._swap(node, index, self._dequantize(q, grid, node, f"{value.name}"))
+
+    def _weights(self, node: ir.Node, given: Integers | None) -> None:
+        axis = channel_axis(node)
+        weight, source = node.inputs[1], node.inputs[0]
+        array = verbs.array_of(weight)
+        assert weight is not None and array is not None and source is not None
+        scales = scales_of(array, axis) if given is None else given[1]
+        grid = self._grids[self._layout.root(source)]
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if bias is not None:
+            shift = np.asarray(verbs.array_of(bias), np.float64)
+            q_bias, total = quantize_bias(shift, scales * grid.scale)
+            wide = total / grid.scale
+            if (wide > scales).any():
+                given, scales = None, as_float32(np.maximum(wide, scales))
+            made = self._affine(q_bias, scales.astype(np.float32) * np.float32(grid.scale), 0, node, f"{bias.name}")
+            self._swap(node, 2, made)
+        q = quantize_weights(array, scales, axis) if given is None else given[0]
+        self._swap(node, 1, self._affine(q, scales.astype(np.float32), axis, node, f"{weight.name}"))
+
+    def _affine(
+        self, q: NDArray[np.generic], scales: NDArray[np.float32], axis: int, node: ir.Node, hint: str
+    ) -> ir.Value:
+        """DequantizeLinear of an initializer, one scale per slice, no zero point (int32 allows none but zero)."""
+        stored = self._constant(q, f"{hint}/quantized")
+        scale = self._constant(np.asarray(scales, np.float32), f"{hint}/scale")
+        zero = self._constant(np.zeros(len(scales), q.dtype), f"{hint}/zero_point")
+        made = verbs.add_node(
+            self._names, "DequantizeLinear", [stored, scale, zero], {"axis": axis}, before=node, hint=hint
+        )
+        return self._typed(made.outputs[0], ir.Shape(q.shape))
+
+    def _dequantize(self, q: ir.Value, grid: Grid, before: ir.Node, hint: str) -> ir.Value:
+        made = verbs.add_node(self._names, "DequantizeLinear", [q, *self._steps(grid)], before=before, hint=hint)
+        return self._typed(made.outputs[0], q.shape)
+
+    def _steps(self, grid: Grid) -> list[ir.Value]:
+        return [
+            self._constant(np.asarray(grid.scale, np.float32), "scale"),
+            self._constant(np.asarray(grid.zero_point, np.uint8), "zero_point"),
+        ]
+
+    def _typed(self, value: ir.Value, shape: ir.Shape | None) -> ir.Value:
+        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), shape
+        return value
+
+    def _swap(self, node: ir.Node, index: int, made: ir.Value) -> None:
+        old = node.inputs[index]
+        verbs.replace_input(node, index, made)
+        if old is not None and (idle := verbs.idle_source(old)) is not None:
+            verbs.remove(idle)
+
+    def pair(self, value: ir.Value) -> None:
+        """Q and DQ behind a value."""
+        grid = self._grids[self._layout.root(value)]
+        producer = value.producer()
+        users = verbs.users_of(value)[0]
+        inner = [(node, index) for node, index in users if node in self._layout.nodes and index in activations(node)]
+        whole = producer in self._layout.nodes
+        readers = users if whole else inner
+        if not readers and not (whole and value.is_graph_output()):
+            return
+        quantize = ir.node("QuantizeLinear", [value, *self._steps(grid)])
+        dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *quantize.inputs[1:]])
+        for node in (quantize, dequantize):
+            verbs.name_node(node, self._names.new(f"{value.name}/{node.op_type}"))
+            node.outputs[0].name = self._names.new(f"{node.name}_output_0")
+        quantize.outputs[0].type, quantize.outputs[0].shape = ir.TensorType(ir.DataType.UINT8), value.shape
+        self._typed(dequantize.outputs[0], value.shape)
+        if producer is not None:
+            self._graph.insert_after(producer, [quantize, dequantize])
+        else:
+            self._graph.insert_before(self._graph[0], [quantize, dequantize])
+        for node, index in readers:
+            node.replace_input_with(index, dequantize.outputs[0])
+        if whole and value.is_graph_output():
+            verbs.replace(value, dequantize.outputs[0], self._names)

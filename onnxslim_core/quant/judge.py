@@ -1,0 +1,132 @@
+"""How far an 8-bit variant is from the float model, output by output and part by part.
+
+Parts matter: in a detector's output the boxes, in pixels, drown the scores, and the cosine of the whole stays at .9997
+while no score is left. Where the user declares no parts, an output of three axes or more whose columns differ by a
+factor of thirty somewhere is judged in two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim_core.measure.scores import OutputFidelity, Parts, Tally, as_array, columns_of
+from onnxslim_core.measure.session import open_session, run
+from onnxslim_core.model import wrap
+from onnxslim_core.rewrite import Sample
+
+__all__ = ["Judge", "Score"]
+
+_APART = 30.0
+_FEWEST = 8
+"""Answers below which one that flips is no verdict on the share that agrees."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What one variant answers beside the float model.
+
+    Attributes:
+        cosine: Of the worst part, mean over samples.
+        agreement: Of the worst part that has a first answer: the share where it is the same; None where none has one.
+        damage: The largest share of what may be lost; at most 1 where the target is met.
+        parts: Cosine by part.
+    """
+
+    cosine: float
+    agreement: float | None
+    damage: float
+    parts: Mapping[str, float]
+
+
+class Judge:
+    """The float model's answers, kept.
+
+    Args:
+        model: The float model.
+        samples: What is asked.
+        min_cosine: What every part has to reach.
+        min_agreement: The share of equal first answers that every part with scores has to reach.
+        parts: By output: axis and columns that are judged apart.
+        threads: For onnxruntime.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        samples: Sequence[Sample],
+        *,
+        min_cosine: float,
+        min_agreement: float | None = None,
+        parts: Mapping[str, Parts] | None = None,
+        threads: int = 1,
+    ) -> None:
+        self._samples = samples
+        self._threads = threads
+        self._min_cosine = min_cosine
+        self._min_agreement = min_agreement
+        session = open_session(wrap(model), threads=threads)
+        self._answers = [run(session, sample) for sample in samples]
+        self._parts = dict(parts or {})
+        for name, value in (self._answers[0] if self._answers else {}).items():
+            found = _found_parts([as_array(each[name]) for each in self._answers]) if name not in self._parts else None
+            if found is not None and isinstance(value, np.ndarray):
+                self._parts[name] = found
+
+    def look(self, model: ir.Model) -> Score:
+        """Run a variant on the samples.
+
+        Raises:
+            MeasureError: if it does not run.
+        """
+        session = open_session(wrap(model), threads=self._threads)
+        tallies: dict[str, Tally] = {}
+        for sample, expected in zip(self._samples, self._answers, strict=True):
+            batch = next((len(array) for array in sample.values() if np.ndim(array)), 1)
+            for name, answer in run(session, sample).items():
+                for part, ours, theirs in self._split(name, expected[name], answer):
+                    tallies.setdefault(part, Tally()).add(ours, theirs, batch)
+        return self._score({part: tally.result(None) for part, tally in tallies.items()})
+
+    def _split(self, name: str, expected: Any, answer: Any) -> list[tuple[str, Any, Any]]:
+        whole = [(name, expected, answer)]
+        if name not in self._parts or np.shape(expected) != np.shape(answer):
+            return whole
+        ours, theirs = (columns_of(each, self._parts[name]) for each in (expected, answer))
+        return whole + [(f"{name}.{part}", ours[part], theirs[part]) for part in ours]
+
+    def _score(self, found: Mapping[str, OutputFidelity]) -> Score:
+        cosines, agreements, damage = {}, [], 0.0
+        for part, each in found.items():
+            # integers and texts answer for themselves: the share that is equal stands where a cosine would
+            cosine = each.cosine if each.kind == "float" else each.equal_share
+            cosine = 0.0 if cosine is None or not np.isfinite(cosine) else cosine
+            cosines[part] = cosine
+            damage = max(damage, (1 - cosine) / max(1 - self._min_cosine, 1e-6))
+            if each.top1 is not None and each.answers >= _FEWEST:
+                agreements.append(each.top1)
+        agreement = min(agreements, default=None)
+        if self._min_agreement is not None and agreement is not None:
+            damage = max(damage, (1 - agreement) / max(1 - self._min_agreement, 1e-6))
+        return Score(min(cosines.values(), default=1.0), agreement, damage, cosines)
+
+
+def _found_parts(answers: Sequence[np.ndarray]) -> Parts | None:
+    """Two runs of columns of very different size, along the axis where the step between them is the largest."""
+    if len({answer.shape for answer in answers}) > 1 or answers[0].ndim < 3 or answers[0].dtype.kind != "f":
+        return None
+    best, found = _APART, None
+    for axis in range(1, answers[0].ndim):
+        others = tuple(i for i in range(answers[0].ndim) if i != axis)
+        power = sum(np.square(answer, dtype=np.float64).mean(axis=others) for answer in answers)
+        size = np.sqrt(np.asarray(power))
+        for cut in range(1, len(size)) if len(size) <= 256 else ():
+            first, second = np.median(size[:cut]), np.median(size[cut:])
+            ratio = max(first, second) / max(min(first, second), 1e-12 * max(first, second, 1e-300))
+            if ratio > best:
+                best, found = ratio, (axis, {"first": (0, cut), "rest": (cut, len(size))})
+    return found

@@ -1,0 +1,125 @@
+"""Let a network work on 8-bit integers where that is measured faster and near enough.
+
+    x ~ s (q - z)    activations in uint8, one scale and zero point per tensor, from the samples
+    W ~ s_n q        weights in int8, one scale per output channel n;  bias in int32 with s * s_n
+
+Written as QuantizeLinear and DequantizeLinear, which onnxruntime fuses into 8-bit kernels. Everything between two
+8-bit layers follows, so that no conversion is left there. Where all layers together lose more than `min_cosine`
+allows, on samples that gave no ranges and in each part of each output, every layer is measured alone and the ones that
+cost most for what they gain go back to float, until the answers hold. What is then not measured faster is undone.
+
+Lossy. Needs samples of real inputs. Source: Jacob et al., CVPR 2018; ONNX QuantizeLinear, DequantizeLinear (13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, Literal, final
+
+import onnx_ir as ir
+
+from onnxslim_core.calibration.batches import stacked
+from onnxslim_core.errors import MeasureError, RecipeError, UnsupportedModel
+from onnxslim_core.graph import label_of
+from onnxslim_core.quant.draft import Draft
+from onnxslim_core.quant.judge import Judge
+from onnxslim_core.quant.layout import is_quantized, linear_nodes
+from onnxslim_core.quant.ranges import METHODS
+from onnxslim_core.rewrite import Change, Context, Kind, Sample
+
+from ._opset import raise_opset
+
+__all__ = ["Quantize"]
+
+_OPSET = 13
+"""Scales per channel begin here."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantize:
+    """Work on 8-bit integers where that is faster and near enough."""
+
+    name: ClassVar[str] = "quantize"
+    kind: ClassVar[Kind] = Kind.LOSSY
+
+    min_cosine: float = 0.99
+    """What every part of every output has to reach, mean over the samples kept aside."""
+    min_agreement: float | None = None
+    """Share of equal first answers that every output with scores has to reach."""
+    ranges: str = "minmax"
+    """How the range of an activation is taken from what was seen: minmax, percentile, mse or entropy."""
+    percentile: float = 99.99
+    """Of the values, in per cent, that stay inside the range, for `percentile`."""
+    ignored: tuple[str, ...] = ()
+    """Globs over node and weight names that stay in float."""
+    measure: Literal["auto", "always", "never"] = "auto"
+    """Keep the result only if it is measured faster; where nothing can be measured, auto goes on and always refuses."""
+
+    def __post_init__(self) -> None:
+        if self.ranges not in METHODS:
+            raise RecipeError(f"ranges of quantize is '{self.ranges}'", f"one of {', '.join(METHODS)}")
+        for name, share in (("min_cosine", self.min_cosine), ("min_agreement", self.min_agreement)):
+            if share is not None and not 0 <= share <= 1:
+                raise RecipeError(f"{name} of quantize is {share}", "a number from 0 to 1")
+        if not 50 < self.percentile <= 100:
+            raise RecipeError(f"percentile of quantize is {self.percentile}", "a number above 50, up to 100")
+        if self.measure not in ("auto", "always", "never"):
+            raise RecipeError(f"measure of quantize is '{self.measure}'", "auto, always or never")
+
+    def run(self, model: ir.Model, context: Context) -> list[Change]:
+        """Take ranges, choose what is 8 bits wide, write it, time it."""
+        if is_quantized(model):
+            return [self._refusal("still_float", "the model works on few bits already")]
+        if not context.samples or not context.samples_are_real:
+            return [self._refusal("data_given", "ranges need samples of real inputs: give --data")]
+        work = model.clone()
+        try:
+            raise_opset(work, _OPSET)
+        except UnsupportedModel as err:
+            return [self._refusal("opset_fits", str(err))]
+        linear = [node for node in linear_nodes(work) if not self._is_ignored(node)]
+        if not linear:
+            return [self._refusal("has_weights", "no Conv, Gemm or MatMul has constant float32 weights")]
+        seen, aside = _split(context.samples)
+        try:
+            draft = Draft.of(
+                work,
+                stacked(work, seen),
+                linear=linear,
+                histograms=self.ranges != "minmax",
+                threads=context.threads,
+                progress=context.progress,
+            )
+        except MeasureError as err:
+            return [self._refusal("runs", str(err))]
+        draft.method, draft.percentile = self.ranges, self.percentile
+        judge = Judge(work, stacked(work, aside), min_cosine=self.min_cosine, min_agreement=self.min_agreement)
+        layout = draft.layout(linear)
+        variant = draft.variant(layout)
+        score = judge.look(variant)
+        details: dict[str, Any] = {"cosine": score.cosine, "agreement": score.agreement, "nodes": len(layout.nodes)}
+        before = model.clone()
+        if context.latency is not None:
+            timing = context.latency(before, variant)
+            details["latency"] = {"ratio": timing.ratio, "low": timing.low, "high": timing.high}
+        model.graph = variant.graph
+        model.ir_version = variant.ir_version
+        where = tuple(label_of(node) for node in draft.linear)
+        return [Change(self.name, where, f"{len(linear)} of {len(linear)} layers in int8", details=details)]
+
+    def _is_ignored(self, node: ir.Node) -> bool:
+        names = [node.name or "", str(node.inputs[1].name)] if node.inputs[1] is not None else [node.name or ""]
+        return any(fnmatchcase(name, glob) for name in names for glob in self.ignored)
+
+    def _refusal(self, guard: str, reason: str) -> Change:
+        return Change(self.name, (), "work on 8-bit integers", reason=reason, guard=guard)
+
+
+def _split(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Samples for ranges and samples kept aside, every fourth; a single one serves as both."""
+    aside = [sample for number, sample in enumerate(samples) if number % 4 == 3]
+    seen = [sample for number, sample in enumerate(samples) if number % 4 != 3]
+    return seen, aside or seen
