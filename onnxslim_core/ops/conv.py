@@ -1,10 +1,13 @@
-"""Conv and ConvTranspose of any rank and group.
+"""Conv and ConvTranspose of any rank and group, and what quantization and fusion make of a Conv.
 
 Conv: W is [O, I/g, k...], x is [N, I, s...]; ConvTranspose: W is [I, O/g, k...] (T31). With groups the input is
 [g, I/g] and the output [g, O/g]: two more boxes, tied by one atom per group. A depthwise Conv keeps its labels.
+ConvInteger and QLinearConv sum x - zero point, so that what removes a channel there is its zero point.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -14,8 +17,42 @@ from onnxslim_core.ops.atoms import FIXED, Labels, Reason
 from onnxslim_core.ops.consts import Consts, array_of
 from onnxslim_core.ops.cut import Cut, Keep
 from onnxslim_core.ops.flow import Flow, Rule
+from onnxslim_core.ops.join import join
 
 __all__ = ["RULES", "pads_nothing"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """Which inputs of an operator are what; `vectors` have one entry per output channel, or one in all."""
+
+    weight: int = 1
+    bias: int = 2
+    vectors: tuple[int, ...] = ()
+    zero: int | None = None
+    """The zero point of x, where x is quantized."""
+    added: int | None = None
+    """What is added to the result, in com.microsoft.FusedConv."""
+
+
+_PLAIN = _Form()
+_FORMS = {
+    "ConvInteger": _Form(vectors=(3,), zero=2),
+    "QLinearConv": _Form(weight=3, bias=8, vectors=(4, 5), zero=2),
+    "FusedConv": _Form(added=3),
+}
+
+
+def _form(node: ir.Node) -> _Form:
+    return _FORMS.get(node.op_type, _PLAIN)
+
+
+def _given(node: ir.Node, index: int | None) -> ir.Value | None:
+    return node.inputs[index] if index is not None and index < len(node.inputs) else None
+
+
+def _bias(node: ir.Node) -> ir.Value | None:
+    return None if node.op_type == "ConvInteger" else _given(node, _form(node).bias)
 
 
 def _group(node: ir.Node) -> int:
@@ -27,39 +64,72 @@ def _transposed(node: ir.Node) -> bool:
 
 
 def _label(flow: Flow, node: ir.Node) -> None:
-    x, weight, y = node.inputs[0], node.inputs[1], node.outputs[0]
+    form = _form(node)
+    x, weight, y = node.inputs[0], node.inputs[form.weight], node.outputs[0]
     labels = flow.labels(x)
-    if labels is None or not flow.is_constant(weight):
+    if labels is None or not all(flow.is_constant(value) for value in (weight, *_vectors(flow, node))):
         flow.freeze(node, "its weights are computed" if labels is not None else "its input is constant")
+        return
+    if verbs.attribute(node, "channels_last", 0):
+        flow.freeze(node, "its channels come last")
         return
     labels = flow.atoms.mix(labels, [axis for axis in range(labels.ndim) if axis != 1])
     row = labels.reshape(-1) if labels.size > 1 else None
-    out_shape, groups = flow.shape(y), _group(node)
-    places = flow.shape(x) if _transposed(node) else out_shape
-    macs = int(np.prod(places, dtype=np.int64)) * int(np.prod(flow.shape(weight)[1:], dtype=np.int64))
-    shape = [1, out_shape[1], *(1 for _ in out_shape[2:])]
+    out = _made(flow, node, row)
+    if out is None:
+        flow.set(y, np.full((1,) * len(flow.shape(y)), FIXED, np.int32))
+        return
+    for value, index in _vectors(flow, node).items():
+        flow.use(node, index, len(flow.shape(value)) - 1, out, "carry")
+    if (bias := _bias(node)) is not None and flow.is_constant(bias):
+        flow.carry(node, form.bias, out)
+    result = out.reshape([1, -1, *(1 for _ in flow.shape(y)[2:])])
+    flow.set(y, _with_added(flow, node, result))
+
+
+def _vectors(flow: Flow, node: ir.Node) -> dict[ir.Value, int]:
+    """Scales and zero points with one entry per output channel, with the index of the input."""
+    given = {value: index for index in _form(node).vectors if (value := _given(node, index)) is not None}
+    return {value: index for value, index in given.items() if flow.shape(value) not in ((), (1,))}
+
+
+def _with_added(flow: Flow, node: ir.Node, result: Labels) -> Labels:
+    """What a fused Conv adds has the same channels."""
+    index = _form(node).added
+    added = _given(node, index)
+    if index is None or added is None:
+        return result
+    if flow.is_constant(added):
+        flow.carry(node, index, result)
+        return result
+    labels = flow.labels(added)
+    assert labels is not None
+    return join(flow.atoms, result, flow.shape(node.outputs[0]), labels, flow.shape(added))[0]
+
+
+def _made(flow: Flow, node: ir.Node, row: Labels | None) -> Labels | None:
+    """Labels of the output channels; None where a depthwise Conv reads what has no channels."""
+    x, weight, out_shape = node.inputs[0], _form(node).weight, flow.shape(node.outputs[0])
+    groups, flipped = _group(node), _transposed(node)
+    places = flow.shape(x) if flipped else out_shape
+    macs = int(np.prod(places, dtype=np.int64)) * int(np.prod(flow.shape(node.inputs[weight])[1:], dtype=np.int64))
     if groups == 1:
-        out = flow.make(node, 1, 1 if _transposed(node) else 0)
+        out = flow.make(node, weight, 1 if flipped else 0)
         if row is not None:
-            flow.sink(node, 0, row.reshape(1, -1), 1, 0 if _transposed(node) else 1)
+            flow.sink(node, 0, row.reshape(1, -1), weight, 0 if flipped else 1, zero=_form(node).zero)
         flow.work(node, macs, out, row)
-    elif groups == flow.shape(x)[1] == out_shape[1]:
-        if row is None:
-            flow.set(y, np.full((1,) * len(shape), FIXED, np.int32))
-            return
-        out = row
-        flow.use(node, 1, 0, row, "carry")
+        return out
+    if groups != flow.shape(x)[1] or groups != out_shape[1]:
+        return _grouped(flow, node, row, out_shape[1], macs)
+    if row is not None:
+        flow.use(node, weight, 0, row, "carry")
         flow.work(node, macs, row)
-    else:
-        out = _grouped(flow, node, row, out_shape[1], macs)
-    if len(node.inputs) > 2 and flow.is_constant(node.inputs[2]):
-        flow.carry(node, 2, out)
-    flow.set(y, out.reshape(shape))
+    return row
 
 
 def _grouped(flow: Flow, node: ir.Node, row: Labels | None, count: int, macs: int) -> Labels:
     """Fresh labels of the output channels, tied to the input's group by group."""
-    atoms, groups = flow.atoms, _group(node)
+    atoms, groups, weight = flow.atoms, _group(node), _form(node).weight
     fresh, tie = atoms.fresh(count), atoms.fresh(groups)
     outside = fresh.reshape(groups, -1)
     atoms.rel(tie, outside)
@@ -70,17 +140,17 @@ def _grouped(flow: Flow, node: ir.Node, row: Labels | None, count: int, macs: in
         inside = row.reshape(groups, -1)
         atoms.rel(tie, inside)
         atoms.note(inside)
-        flow.sink(node, 0, inside, 1, 0 if _transposed(node) else None)
+        flow.sink(node, 0, inside, weight, 0 if _transposed(node) else None, zero=_form(node).zero)
         if not _transposed(node):
-            flow.use(node, 1, 1, inside, "in")
-    flow.use(node, 1, *((1, outside) if _transposed(node) else (0, fresh)), "out")
+            flow.use(node, weight, 1, inside, "in")
+    flow.use(node, weight, *((1, outside) if _transposed(node) else (0, fresh)), "out")
     flow.work(node, macs, fresh, None if row is None else row.reshape(groups, -1))
     return fresh
 
 
 def _cut(cut: Cut, node: ir.Node) -> None:
     keep_in, keep_out = cut.keeps(node.inputs[0]).get(1), cut.keeps(node.outputs[0]).get(1)
-    groups = _group(node)
+    groups, form = _group(node), _form(node)
     first, second = (keep_in, keep_out) if _transposed(node) else (keep_out, keep_in)
     if groups > 1:
         per_group = cut.flow.shape(node.outputs[0] if _transposed(node) else node.inputs[0])[1] // groups
@@ -93,9 +163,15 @@ def _cut(cut: Cut, node: ir.Node) -> None:
         if second is not None and len(second) == per_group:
             second = None
     keeps: dict[int, Keep] = {axis: keep for axis, keep in ((0, first), (1, second)) if keep is not None}
-    cut.constant(node, 1, keeps)
-    if keep_out is not None and len(node.inputs) > 2:
-        cut.constant(node, 2, {0: keep_out})
+    cut.constant(node, form.weight, keeps)
+    if keep_out is None:
+        return
+    for value, index in _vectors(cut.flow, node).items():
+        cut.constant(node, index, {len(cut.flow.shape(value)) - 1: keep_out})
+    if _bias(node) is not None:
+        cut.constant(node, form.bias, {0: keep_out})
+    if form.added is not None and cut.flow.is_constant(_given(node, form.added)):
+        cut.carried(node, form.added, {1: keep_out}, len(cut.flow.shape(node.outputs[0])))
 
 
 def pads_nothing(node: ir.Node, kernel: tuple[int, ...]) -> bool:
@@ -165,4 +241,10 @@ def product(weight: np.ndarray, given: np.ndarray, plain: bool) -> np.ndarray:
     return np.where(unknown, np.nan, sums.sum(axis=2))
 
 
-RULES = {"Conv": Rule(_label, _cut, _value), "ConvTranspose": Rule(_label, _cut, _value)}
+RULES = {
+    "Conv": Rule(_label, _cut, _value),
+    "ConvTranspose": Rule(_label, _cut, _value),
+    "ConvInteger": Rule(_label, _cut),
+    "QLinearConv": Rule(_label, _cut),
+    "com.microsoft.FusedConv": Rule(_label, _cut),
+}

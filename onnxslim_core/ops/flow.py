@@ -82,6 +82,8 @@ class Sink:
     labels: Labels
     weight: int | None
     """The input with the constant weights of the sum; None where the other side is computed as well."""
+    zero: int | None = None
+    """The input with the zero point, where quantized numbers are summed: a channel that holds it adds nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,12 +205,21 @@ class Flow:
         """Axis `axis` of constant input `index` is cut with these labels (n,)."""
         self.uses.append(Use(node, index, axis, labels, role))
 
-    def sink(self, node: ir.Node, index: int, labels: Labels, weight: int | None, axis: int | None = None) -> None:
+    def sink(
+        self,
+        node: ir.Node,
+        index: int,
+        labels: Labels,
+        weight: int | None,
+        axis: int | None = None,
+        zero: int | None = None,
+    ) -> None:
         """Input `index` of the node is summed; labels (rows, k).
 
-        `axis` is the axis of the constant `weight` that goes with all of `labels`, where there is such an axis.
+        `axis` is the axis of the constant `weight` that goes with all of `labels`, where there is such an axis;
+        `zero` is the input with the zero point of what is summed.
         """
-        self.sinks.append(Sink(node, index, labels, weight))
+        self.sinks.append(Sink(node, index, labels, weight, zero))
         if weight is not None and axis is not None:
             constant = node.inputs[weight]
             assert constant is not None

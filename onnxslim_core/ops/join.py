@@ -65,10 +65,25 @@ def _label(flow: Flow, node: ir.Node) -> None:
         return
     rank = len(flow.shape(node.outputs[0]))
     result = result.reshape((1,) * (rank - result.ndim) + result.shape)
+    result = _spread(flow, node, result, (1,) * (rank - len(shape)) + tuple(shape))
     for index, value in enumerate(node.inputs):
         if flow.is_constant(value):
             flow.carry(node, index, result)
     flow.set(node.outputs[0], result)
+
+
+def _spread(flow: Flow, node: ir.Node, result: Labels, shape: Shape) -> Labels:
+    """Labels of a number per tensor times a constant vector, as a scale per channel is: one for each of its entries.
+
+    They stay what they are where the result varies otherwise, or where the vector is no channel but a size.
+    """
+    full = flow.shape(node.outputs[0])
+    wide = [axis for axis, (own, size) in enumerate(zip(shape, full, strict=True)) if own == 1 < size]
+    constants = [value for value in node.inputs if flow.is_constant(value)]
+    if result.size > 1 or len(wide) != 1 or any(value in flow.sized for value in constants):
+        return result
+    (axis,) = wide
+    return flow.atoms.fresh(full[axis]).reshape([-1 if i == axis else 1 for i in range(len(full))])
 
 
 def _cut(cut: Cut, node: ir.Node) -> None:
@@ -88,8 +103,10 @@ def _value(consts: Consts, node: ir.Node) -> None:
             found.append(None)
         elif flow.is_constant(value):
             operand = consts.operand(value)
-            if operand is None:
+            if operand is None and node.op_type != "Mul":
                 return
+            # what is not known, such as a table of positions cut at a computed length, times zero is zero
+            operand = np.full((1,) * len(flow.shape(value)), np.nan) if operand is None else operand
             found.append(operand)
             any_known |= node.op_type == "Mul" and not operand.all()
         else:

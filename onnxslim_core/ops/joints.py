@@ -15,6 +15,11 @@ from onnxslim_core.ops.move import Array, axis_of, first_input
 __all__ = ["RULES"]
 
 
+def _tensors(node: ir.Node) -> list[int]:
+    """The inputs that are put beside each other; QLinearConcat has scale and zero point behind each."""
+    return list(range(2, len(node.inputs), 3)) if node.op_type == "QLinearConcat" else list(range(len(node.inputs)))
+
+
 def _concat_parts(flow: Flow, node: ir.Node, arrays: list[Array | None], constants: list[Array | None]) -> Array:
     """Concat of arrays shaped like labels: full along the axis, broadcast elsewhere."""
     rank = len(flow.shape(node.outputs[0]))
@@ -23,7 +28,7 @@ def _concat_parts(flow: Flow, node: ir.Node, arrays: list[Array | None], constan
     given = [part for part in parts if part is not None]
     common = [max(part.shape[i] for part in given) for i in range(rank)]
     full = []
-    for value, part in zip(node.inputs, parts, strict=True):
+    for value, part in zip((node.inputs[i] for i in _tensors(node)), parts, strict=True):
         assert part is not None
         common[axis] = flow.shape(value)[axis]
         full.append(np.broadcast_to(part, common))
@@ -33,7 +38,8 @@ def _concat_parts(flow: Flow, node: ir.Node, arrays: list[Array | None], constan
 def _label_concat(flow: Flow, node: ir.Node) -> None:
     rank = len(flow.shape(node.outputs[0]))
     axis = axis_of(node, rank)
-    arrays = [flow.labels(value) for value in node.inputs]
+    indices = _tensors(node)
+    arrays = [flow.labels(node.inputs[index]) for index in indices]
     given = [array for array in arrays if array is not None]
     if not given:
         flow.freeze(node, "all its operands are constant")
@@ -45,13 +51,13 @@ def _label_concat(flow: Flow, node: ir.Node) -> None:
                 other, result = (flow.atoms.mix(side, range(rank)) for side in (other, result))
             if result.size > 1:
                 flow.atoms.unite(result, other)
-        for index, value in enumerate(node.inputs):
-            if flow.is_constant(value):
+        for index in indices:
+            if flow.is_constant(node.inputs[index]):
                 flow.carry(node, index, result)
         flow.set(node.outputs[0], result)
         return
     fresh: list[Labels | None] = []
-    for index, labels in enumerate(arrays):
+    for index, labels in zip(indices, arrays, strict=True):
         if labels is not None:
             fresh.append(None)
             continue
@@ -71,7 +77,8 @@ def _cut_concat(cut: Cut, node: ir.Node) -> None:
     result = cut.keeps(node.outputs[0])
     rank = len(cut.flow.shape(node.outputs[0]))
     axis, start = axis_of(node, rank), 0
-    for index, value in enumerate(node.inputs):
+    for index in _tensors(node):
+        value = node.inputs[index]
         size = cut.flow.shape(value)[axis]
         if cut.flow.is_constant(value) and result:
             keeps = {i: keep for i, keep in result.items() if i != axis and cut.flow.shape(value)[i] > 1}

@@ -96,8 +96,9 @@ def ir_input(node: ir.Node) -> ir.Value:
 def _label_scaled(flow: Flow, node: ir.Node) -> None:
     """QuantizeLinear and DequantizeLinear of an activation: scales per tensor, or per channel along `axis`."""
     labels = flow.labels(node.inputs[0])
-    if labels is None or verbs.attribute(node, "block_size", 0) or not flow.is_constant(node.inputs[1]):
-        flow.freeze(node, "its scales are computed or per block")
+    plain = flow.is_constant(node.inputs[1]) or flow.shape(node.inputs[1]) in ((), (1,))
+    if labels is None or verbs.attribute(node, "block_size", 0) or not plain:
+        flow.freeze(node, "its input is constant, or its scales are computed or per block")
         return
     flow.set(node.outputs[0], labels)
     axis = int(verbs.attribute(node, "axis", 1)) % max(labels.ndim, 1)

@@ -148,6 +148,7 @@ _RULES: dict[str, Callable[[ir.Node, Shapes, Shapes], int]] = {
     "MatMulNBits": _matmul_nbits,
     "Einsum": _einsum,
     "LSTM": _recurrent,
+    "DynamicQuantizeLSTM": _recurrent,
     "GRU": _recurrent,
     "RNN": _recurrent,
     "Attention": _attention,

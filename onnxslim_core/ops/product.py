@@ -1,10 +1,13 @@
-"""Gemm, MatMul and embedding Gather.
+"""Gemm, MatMul, what quantization and fusion make of them, and embedding Gather.
 
 With a constant on one side the other side is summed (a sink) and the constant makes fresh channels. Two activations
-meet in [batch..., M, N, K]: joined there, then summed over K, so that heads and head widths stay apart.
+meet in [batch..., M, N, K]: joined there, then summed over K, so that heads and head widths stay apart. Quantized
+products sum x - zero point; their scales and zero points have one entry, or one per column of a constant on the right.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -23,62 +26,128 @@ __all__ = ["EMBEDDING", "RULES", "from_rows", "weight_rows"]
 Array = NDArray[np.generic]
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """Which inputs of an operator are what.
+
+    Attributes:
+        sides: The left and the right operand.
+        bias: What is added; None where nothing can be.
+        flips: Whether `transA` and `transB` turn the operands.
+        columns: Scales and zero points of the right operand, one or one per column.
+        rows: Those of the left operand, and of the result.
+        zeros: Zero points of both operands.
+    """
+
+    sides: tuple[int, int] = (0, 1)
+    bias: int | None = None
+    flips: bool = False
+    columns: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
+    zeros: tuple[int | None, int | None] = (None, None)
+
+
+_PLAIN = _Form()
+_FORMS = {
+    "Gemm": _Form(bias=2, flips=True),
+    "FusedGemm": _Form(bias=2, flips=True),
+    "FusedMatMul": _Form(flips=True),
+    "MatMulInteger": _Form(rows=(2,), columns=(3,), zeros=(2, 3)),
+    "QLinearMatMul": _Form((0, 3), rows=(1, 2, 6, 7), columns=(4, 5), zeros=(2, 5)),
+    "MatMulIntegerToFloat": _Form(bias=6, rows=(2, 4), columns=(3, 5), zeros=(4, 5)),
+    "DynamicQuantizeMatMul": _Form(bias=4, columns=(2, 3), zeros=(None, 3)),
+    "QGemm": _Form((0, 3), bias=6, flips=True, rows=(1, 2, 7, 8), columns=(4, 5), zeros=(2, 5)),
+}
+
+
+def _form(node: ir.Node) -> _Form:
+    return _FORMS.get(node.op_type, _PLAIN)
+
+
+def _given(node: ir.Node, index: int | None) -> ir.Value | None:
+    return node.inputs[index] if index is not None and index < len(node.inputs) else None
+
+
+def _flipped(node: ir.Node, side: int) -> bool:
+    return _form(node).flips and bool(verbs.attribute(node, "transB" if side else "transA", 0))
+
+
 def _axes(node: ir.Node, constant: int, rank: int) -> tuple[int, int]:
-    """The axes of the constant (made, summed); negative, so that batch axes do not matter."""
-    if node.op_type == "Gemm":
-        flipped = bool(verbs.attribute(node, "transA" if constant == 0 else "transB", 0))
-        return (-2, -1) if (constant == 0) != flipped else (-1, -2)
+    """The axes of the constant side (made, summed); negative, so that batch axes do not matter."""
     if rank == 1:
         return (0, -1)
-    return (-1, -2) if constant == 1 else (-2, -1)
+    return (-1, -2) if (constant == 1) != _flipped(node, constant) else (-2, -1)
 
 
-def _side(node: ir.Node, array: Array, index: int, rank: int) -> Array:
-    """An array shaped like the labels of operand `index`, in the rank of the result, as MatMul sees it."""
-    if node.op_type == "Gemm" and verbs.attribute(node, "transA" if index == 0 else "transB", 0):
-        array = array.T
+def _side(node: ir.Node, array: Array, side: int, rank: int) -> Array:
+    """An array shaped like the labels of one operand, in the rank of the result, as MatMul sees it."""
+    if array.ndim > 1 and _flipped(node, side):
+        array = array.swapaxes(-1, -2)
     if array.ndim == 1:
-        array = array.reshape((1, -1) if index == 0 else (-1, 1))
+        array = array.reshape((1, -1) if side == 0 else (-1, 1))
     return array.reshape((1,) * (rank - array.ndim) + array.shape)
 
 
-def _spread(node: ir.Node, array: Array, index: int, rank: int) -> Array:
+def _spread(node: ir.Node, array: Array, side: int, rank: int) -> Array:
     """The same in [batch..., M, N, K]: the left operand is 1 along N, the right one along M."""
-    side = _side(node, array, index, rank)
-    return np.expand_dims(side, rank - 1) if index == 0 else np.expand_dims(side.swapaxes(-1, -2), rank - 2)
+    array = _side(node, array, side, rank)
+    return np.expand_dims(array, rank - 1) if side == 0 else np.expand_dims(array.swapaxes(-1, -2), rank - 2)
 
 
 def _label(flow: Flow, node: ir.Node) -> None:
-    left, right = node.inputs[0], node.inputs[1]
+    form = _form(node)
+    left, right = (node.inputs[index] for index in form.sides)
     if flow.is_constant(left) and flow.is_constant(right):
         flow.freeze(node, "both sides are constant")
         return
+    constant = 1 if flow.is_constant(right) else 0 if flow.is_constant(left) else None
+    if not _is_plain(flow, node, constant):
+        flow.freeze(node, "its scales are per row, or it turns its batch axes")
+        return
     shapes = [flow.shape(left), flow.shape(right)]
     rank = max(2, len(shapes[0]), len(shapes[1]))
-    k = shapes[0][-2 if node.op_type == "Gemm" and verbs.attribute(node, "transA", 0) else -1]
+    k = shapes[0][-2 if _flipped(node, 0) else -1]
     macs = int(np.prod(flow.shape(node.outputs[0]), dtype=np.int64)) * k
-    if flow.is_constant(left) or flow.is_constant(right):
-        result = _with_constant(flow, node, 1 if flow.is_constant(right) else 0, rank, macs)
-    else:
+    if constant is None:
         result = _two_activations(flow, node, rank, macs)
+    else:
+        result = _with_constant(flow, node, constant, rank, macs)
     drop = [axis for axis, shape in ((rank - 2, shapes[0]), (rank - 1, shapes[1])) if len(shape) == 1]
     result = result.reshape([size for axis, size in enumerate(result.shape) if axis not in drop])
-    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
-        if flow.is_constant(node.inputs[2]):
-            flow.carry(node, 2, result)
+    bias = _given(node, form.bias)
+    if form.bias is not None and bias is not None:
+        if flow.is_constant(bias):
+            flow.carry(node, form.bias, result)
         else:
-            third = flow.labels(node.inputs[2])
+            third = flow.labels(bias)
             assert third is not None
-            result, _ = join(flow.atoms, result, flow.shape(node.outputs[0]), third, flow.shape(node.inputs[2]))
+            result, _ = join(flow.atoms, result, flow.shape(node.outputs[0]), third, flow.shape(bias))
     flow.set(node.outputs[0], result)
 
 
+def _long(flow: Flow, node: ir.Node, indices: tuple[int, ...]) -> list[int]:
+    """Those of these inputs that have more than one entry."""
+    given = [(index, _given(node, index)) for index in indices]
+    return [index for index, value in given if value is not None and int(np.prod(flow.shape(value))) > 1]
+
+
+def _is_plain(flow: Flow, node: ir.Node, constant: int | None) -> bool:
+    """False for scales and zero points that no rule is written for."""
+    form = _form(node)
+    if any(verbs.attribute(node, name, 0) for name in ("transBatchA", "transBatchB")) or _long(flow, node, form.rows):
+        return False
+    long = _long(flow, node, form.columns)
+    return not long or (constant == 1 and all(flow.is_constant(node.inputs[index]) for index in long))
+
+
 def _with_constant(flow: Flow, node: ir.Node, constant: int, rank: int, macs: int) -> Labels:
-    given = flow.labels(node.inputs[1 - constant])
+    form = _form(node)
+    weight, other = form.sides[constant], form.sides[1 - constant]
+    given = flow.labels(node.inputs[other])
     assert given is not None
     labels = np.asarray(_side(node, given, 1 - constant, rank), np.int32)
     summed, made = (rank - 1, rank - 1) if constant == 1 else (rank - 2, rank - 2)
-    w_shape = flow.shape(node.inputs[constant])
+    w_shape = flow.shape(node.inputs[weight])
     out_axis, in_axis = _axes(node, constant, len(w_shape))
     if labels.shape[summed] > 1:
         rest = [axis for axis in range(rank) if axis != summed]
@@ -86,12 +155,15 @@ def _with_constant(flow: Flow, node: ir.Node, constant: int, rank: int, macs: in
         if (rows == rows[:1]).all():
             rows = rows[:1]
         shared = len(w_shape) <= 2 or int(np.prod(w_shape[:-2], dtype=np.int64)) == 1
-        flow.sink(node, 1 - constant, rows, constant, in_axis % len(w_shape) if len(rows) == 1 and shared else None)
+        axis = in_axis % len(w_shape) if len(rows) == 1 and shared else None
+        flow.sink(node, other, rows, weight, axis, zero=form.zeros[1 - constant])
     rest_labels = flow.atoms.contract(labels, [summed])
     if len(w_shape) == 1:
         flow.work(node, macs, rest_labels.reshape(-1), *_row_factor(labels, summed))
         return rest_labels
-    new = flow.make(node, constant, out_axis % len(w_shape))
+    new = flow.make(node, weight, out_axis % len(w_shape))
+    for index in _long(flow, node, form.columns):
+        flow.use(node, index, len(flow.shape(node.inputs[index])) - 1, new, "carry")
     flow.work(node, macs, new, rest_labels.reshape(-1), *_row_factor(labels, summed))
     return flow.atoms.grid(rest_labels, new, made)
 
@@ -104,34 +176,34 @@ def _row_factor(labels: Labels, axis: int) -> list[Labels]:
 
 def _two_activations(flow: Flow, node: ir.Node, rank: int, macs: int) -> Labels:
     """[batch..., M, 1, K] meets [batch..., 1, N, K]."""
+    form = _form(node)
     spread, shapes = [], []
-    for index in (0, 1):
+    for side, index in enumerate(form.sides):
         labels, shape = flow.labels(node.inputs[index]), flow.shape(node.inputs[index])
         assert labels is not None
-        spread.append(np.asarray(_spread(node, labels, index, rank), np.int32))
-        shapes.append(_spread(node, np.broadcast_to(np.int8(0), shape), index, rank).shape)
+        spread.append(np.asarray(_spread(node, labels, side, rank), np.int32))
+        shapes.append(_spread(node, np.broadcast_to(np.int8(0), shape), side, rank).shape)
     joined, _ = join(flow.atoms, spread[0], shapes[0], spread[1], shapes[1])
     flow.atoms.note(joined)
     if joined.shape[-1] > 1:
         rows = np.ascontiguousarray(joined).reshape(-1, joined.shape[-1])
-        flow.sink(node, 0, rows, None)
-        flow.sink(node, 1, rows, None)
+        for side, index in enumerate(form.sides):
+            flow.sink(node, index, rows, None, zero=form.zeros[side])
     flow.work(node, macs, joined.reshape(-1))
     return flow.atoms.contract(joined, [rank])[..., 0]
 
 
 def _cut(cut: Cut, node: ir.Node) -> None:
+    form, flow = _form(node), cut.flow
     result = cut.keeps(node.outputs[0])
-    out_rank = len(cut.flow.shape(node.outputs[0]))
-    for constant in (0, 1):
-        value = node.inputs[constant]
-        if value is None or not cut.flow.is_constant(value):
+    out_rank = len(flow.shape(node.outputs[0]))
+    for constant, weight in enumerate(form.sides):
+        value, other = node.inputs[weight], node.inputs[form.sides[1 - constant]]
+        if value is None or not flow.is_constant(value):
             continue
-        shape, other = cut.flow.shape(value), node.inputs[1 - constant]
+        shape, other_shape = flow.shape(value), flow.shape(other)
         out_axis, in_axis = _axes(node, constant, len(shape))
-        other_shape = cut.flow.shape(other)
-        flipped = node.op_type == "Gemm" and verbs.attribute(node, "transB" if constant == 0 else "transA", 0)
-        summed = -1 if (constant == 1) != bool(flipped) or len(other_shape) == 1 else -2
+        summed = -1 if (constant == 1) != _flipped(node, 1 - constant) or len(other_shape) == 1 else -2
         keeps = {}
         keep = cut.keeps(other).get(len(other_shape) + summed)
         if keep is not None:
@@ -140,12 +212,14 @@ def _cut(cut: Cut, node: ir.Node) -> None:
             made = out_rank - 1 if constant == 1 or len(other_shape) == 1 else out_rank - 2
             if (keep := result.get(made)) is not None:
                 keeps[out_axis % len(shape)] = keep
+                for index in _long(flow, node, form.columns):
+                    cut.constant(node, index, {len(flow.shape(node.inputs[index])) - 1: keep})
         for axis in range(len(shape) - 2):
             if shape[axis] > 1 and (keep := result.get(axis - len(shape) + out_rank)) is not None:
                 keeps[axis] = keep
-        cut.constant(node, constant, keeps)
-    if node.op_type == "Gemm" and len(node.inputs) > 2 and cut.flow.is_constant(node.inputs[2]):
-        cut.carried(node, 2, result, out_rank)
+        cut.constant(node, weight, keeps)
+    if form.bias is not None and flow.is_constant(_given(node, form.bias)):
+        cut.carried(node, form.bias, result, out_rank)
 
 
 def weight_rows(flow: Flow, node: ir.Node, constant: int) -> np.ndarray | None:
@@ -226,4 +300,11 @@ def _cut_gather(cut: Cut, node: ir.Node) -> None:
 
 
 EMBEDDING = Rule(_label_gather, _cut_gather)
-RULES = {"Gemm": Rule(_label, _cut, _value), "MatMul": Rule(_label, _cut, _value)}
+_OTHER = Rule(_label, _cut)
+_FUSED = ("FusedGemm", "FusedMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm")
+RULES = {
+    "Gemm": Rule(_label, _cut, _value),
+    "MatMul": Rule(_label, _cut, _value),
+    **dict.fromkeys(("MatMulInteger", "QLinearMatMul"), _OTHER),
+    **{f"com.microsoft.{op}": _OTHER for op in _FUSED},
+}

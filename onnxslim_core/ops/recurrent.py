@@ -3,7 +3,8 @@
 X is [T, B, I] (`layout` 1: [B, T, I]), W [D, g*H, I], R [D, g*H, H], B [D, 2*g*H], P [D, 3*H], states [D, B, H];
 D directions, g gates (LSTM 4, GRU 3, RNN 1). Hidden unit h owns row h of every gate in W and R, column h of R, its
 entries in the biases and its place in every state; all directions lose the same units, since `hidden_size` is one
-number. Both X and the state before are summed: columns of W and of R are sinks.
+number. Both X and the state before are summed: columns of W and of R are sinks. com.microsoft.DynamicQuantizeLSTM has
+W [D, I, 4*H] and R [D, H, 4*H] in 8 bits, with scales and zero points per direction or per gate and unit.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from onnxslim_core.ops.join import join
 
 __all__ = ["RULES"]
 
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+_GATES = {"LSTM": 4, "DynamicQuantizeLSTM": 4, "GRU": 3, "RNN": 1}
+_SCALES = (8, 9, 10, 11)
 _STATES = (5, 6)
 _MOVES = ("Expand", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Slice", "Cast", "Transpose", "Tile", "Concat")
 
@@ -30,23 +32,33 @@ def _given(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
+def _axes(node: ir.Node) -> tuple[int, int]:
+    """The axes of W and R with gates and units, and with what is summed."""
+    return (2, 1) if node.op_type == "DynamicQuantizeLSTM" else (1, 2)
+
+
+def _per_unit(flow: Flow, node: ir.Node) -> list[int]:
+    """Scales and zero points that have an entry for every gate and unit."""
+    return [index for index in _SCALES if (v := _given(node, index)) is not None and len(flow.shape(v)) > 1]
+
+
 def _label(flow: Flow, node: ir.Node) -> None:
     x, weight, inner = node.inputs[0], node.inputs[1], node.inputs[2]
-    labels = flow.labels(x)
-    parts = [value for index in (1, 2, 3, 7) if (value := _given(node, index)) is not None]
+    labels, (gate_axis, sum_axis) = flow.labels(x), _axes(node)
+    parts = [value for index in (1, 2, 3, 7, *_SCALES) if (value := _given(node, index)) is not None]
     if labels is None or not all(flow.is_constant(value) for value in parts):
         flow.freeze(node, "its weights are computed")
         return
     row = flow.atoms.mix(labels, [0, 1]).reshape(-1)
-    units = flow.atoms.fresh(flow.shape(inner)[2])
+    units = flow.atoms.fresh(flow.shape(inner)[sum_axis])
     gates = _GATES[node.op_type]
-    flow.use(node, 1, 1, np.tile(units, gates), "out")
+    flow.use(node, 1, gate_axis, np.tile(units, gates), "out")
     if row.size > 1:
-        flow.sink(node, 0, row.reshape(1, -1), 1, 2)
-    flow.use(node, 2, 1, np.tile(units, gates), "carry")
-    flow.use(node, 2, 2, units, "in")
-    flow.sink(node, 2, units.reshape(1, -1), 2)
-    for index, copies in ((3, 2 * gates), (7, 3)):
+        flow.sink(node, 0, row.reshape(1, -1), 1, sum_axis)
+    flow.use(node, 2, gate_axis, np.tile(units, gates), "carry")
+    flow.use(node, 2, sum_axis, units, "in")
+    flow.sink(node, 2, units.reshape(1, -1), 2, zero=11 if node.op_type == "DynamicQuantizeLSTM" else None)
+    for index, copies in ((3, 2 * gates), (7, 3), *((index, gates) for index in _per_unit(flow, node))):
         if _given(node, index) is not None:
             flow.use(node, index, 1, np.tile(units, copies), "carry")
     for index in _STATES:
@@ -93,18 +105,19 @@ def _is_zero(flow: Flow, value: ir.Value | None) -> bool:
 def _cut(cut: Cut, node: ir.Node) -> None:
     features = cut.keeps(node.inputs[0]).get(2)
     keep = next((keeps[axis] for value in node.outputs if (keeps := cut.keeps(value)) for axis in keeps), None)
-    first: dict[int, Keep] = {} if features is None else {2: features}
+    gate_axis, sum_axis = _axes(node)
+    first: dict[int, Keep] = {} if features is None else {sum_axis: features}
     if keep is None:
         cut.constant(node, 1, first)
         return
-    size, gates = cut.flow.shape(node.inputs[2])[2], _GATES[node.op_type]
+    size, gates = cut.flow.shape(node.inputs[2])[sum_axis], _GATES[node.op_type]
 
     def every(copies: int) -> Keep:
         return np.concatenate([keep + size * copy for copy in range(copies)])
 
-    cut.constant(node, 1, {**first, 1: every(gates)})
-    cut.constant(node, 2, {1: every(gates), 2: keep})
-    for index, copies in ((3, 2 * gates), (7, 3)):
+    cut.constant(node, 1, {**first, gate_axis: every(gates)})
+    cut.constant(node, 2, {gate_axis: every(gates), sum_axis: keep})
+    for index, copies in ((3, 2 * gates), (7, 3), *((index, gates) for index in _per_unit(cut.flow, node))):
         if _given(node, index) is not None:
             cut.constant(node, index, {1: every(copies)})
     for index in _STATES:
@@ -116,4 +129,4 @@ def _cut(cut: Cut, node: ir.Node) -> None:
     verbs.set_attribute(node, "hidden_size", len(keep))
 
 
-RULES = {op: Rule(_label, _cut) for op in _GATES}
+RULES = {"com.microsoft.DynamicQuantizeLSTM" if op.startswith("Dynamic") else op: Rule(_label, _cut) for op in _GATES}

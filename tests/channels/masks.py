@@ -4,7 +4,9 @@ A removal is right when the smaller model answers what the original answers with
 over the removed channels*, never at the node that makes them, since bias, shift and Sigmoid come after it. Nothing
 is trusted on its word: onnxruntime runs both models with its optimizer off, at every size that is handed in; the
 plan is random; a mask that does not move the output, a NaN or an Inf proves nothing and fails. What the channel graph
-says about weights (`uses`) is compared with what the removal did to them.
+says about weights (`uses`) is compared with what the removal did to them. Where quantized numbers are summed, a zero is
+their zero point. A recurrent node that measures the range of its own state has its removed units silenced instead:
+with nothing coming in and no bias they answer zero, which no range notices.
 """
 
 from __future__ import annotations
@@ -157,13 +159,17 @@ def masked(channels: ChannelGraph, gone: Flags, feed: Feeds | None = None) -> ir
         if kept.all():
             continue
         node = twins[sink.node]
+        if node.op_type == "DynamicQuantizeLSTM" and sink.index == 2:
+            _silence(model, names, node, kept)
+            continue
         source = node.inputs[sink.index]
         original = sink.node.inputs[sink.index]
         assert source is not None and original is not None
         kept = _fitted(kept, shapes[original])
         mask = verbs.add_constant(model.graph, names, kept, "mask")
         dtype = flow.shapes.dtype[original].numpy()  # type: ignore[attr-defined]
-        zero = verbs.add_constant(model.graph, names, np.zeros((), dtype), "zero")
+        zero = node.inputs[sink.zero] if sink.zero is not None and sink.zero < len(node.inputs) else None
+        zero = verbs.add_constant(model.graph, names, np.zeros((), dtype), "zero") if zero is None else zero
         if dtype.kind == "f":
             mask.const_value, operands, op = ir.tensor(kept.astype(dtype), name=mask.name), [source, mask], "Mul"
             mask.type = ir.TensorType(flow.shapes.dtype[original])  # type: ignore[attr-defined]
@@ -171,6 +177,19 @@ def masked(channels: ChannelGraph, gone: Flags, feed: Feeds | None = None) -> ir
             operands, op = [mask, source, zero], "Where"
         verbs.replace_input(node, sink.index, verbs.add_node(names, op, operands, before=node).outputs[0])
     return model
+
+
+def _silence(model: ir.Model, names: verbs.Names, node: ir.Node, kept: Flags) -> None:
+    """Let units of an LSTM have neutral weights and no bias in every gate."""
+    gates = np.tile(kept.reshape(-1), 4)
+    for index, zero, mask in ((1, 9, gates), (2, 11, gates), (3, None, np.tile(gates, 2))):
+        array = verbs.array_of(node.inputs[index])
+        assert array is not None
+        neutral = 0 if zero is None else verbs.array_of(node.inputs[zero])
+        if isinstance(neutral, np.ndarray):
+            neutral = neutral.reshape(len(array), 1, -1)
+        made = verbs.add_constant(model.graph, names, np.where(mask, array, neutral).astype(array.dtype), "silenced")
+        verbs.replace_input(node, index, made)
 
 
 def _fitted(mask: NDArray[np.bool_], shape: Sequence[int]) -> NDArray[np.bool_]:

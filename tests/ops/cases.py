@@ -76,7 +76,7 @@ class Case:
         made = [f"y{i}" if i else "y" for i in range(9)]
         made = [name for name in made if f" {name} = " in f" {self.body}" or f"{name}, " in self.body.split("=")[0]]
         outputs = ", ".join(f"{self.outputs.get(name, 'float')}[] {name}" for name in made)
-        text = f'<ir_version: 10, opset_import: ["": {self.opset}, "other": 1]>\n'
+        text = f'<ir_version: 10, opset_import: ["": {self.opset}, "other": 1, "com.microsoft": 1]>\n'
         model = parser.parse_model(f"{text} g ({inputs}) => ({outputs}) {{ {self.body} }}")
         for name, (kind, dims) in self.declared.items():
             if not name.startswith("x"):

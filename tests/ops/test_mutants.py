@@ -30,6 +30,7 @@ from tests.ops import (
     test_mix,
     test_move,
     test_product,
+    test_quantized,
     test_recurrent,
     test_sizes,
 )
@@ -45,6 +46,7 @@ ALL: list[Case] = [
     *test_mix.CASES,
     *test_move.CASES,
     *test_sizes.CASES,
+    *test_quantized.CASES,
 ]
 CASES = {op: [case for case in ALL if re.search(rf"= {op}\b", case.body)] for op in RULES}
 """For every operator the cases that have it."""
@@ -103,17 +105,31 @@ KINDS = ("uncut", "untied", "reversed", "no sink", *_STUBS)
 values do not depend on each other; nothing is the same as anything else; coarse and fine channels go on their own."""
 
 CREATE = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN")
+QUANTIZED = (
+    *("ConvInteger", "QLinearConv", "MatMulInteger", "QLinearMatMul"),
+    *(f"com.microsoft.{op}" for op in ("FusedConv", "FusedMatMul", "FusedGemm", "QGemm", "DynamicQuantizeLSTM")),
+    *(f"com.microsoft.{op}" for op in ("DynamicQuantizeMatMul", "MatMulIntegerToFloat")),
+)
 MUST: dict[str, tuple[str, ...]] = {
     "uncut": tuple(op for op, rule in RULES.items() if rule.cut is not None),
     "untied": tuple(op for op in RULES if op not in (*sizes.RULES, "LRN")),
     "reversed": tuple(op for op in RULES if op not in (*sizes.RULES, "LRN")),
-    "no sink": (*CREATE, "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"),
+    "no sink": (*CREATE, *QUANTIZED, "DynamicQuantizeLinear", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"),
     "no mix": tuple(
         op
         for op in (*join.RULES, *mix.RULES, "Conv", "ConvTranspose", "Pad", "DepthToSpace")
         if op not in ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare")
     ),
-    "no unite": ("Add", "Mul", "Where", "MatMul", "Einsum", "Concat"),
+    "no unite": (
+        "com.microsoft.QLinearAdd",
+        "com.microsoft.FusedConv",
+        "Add",
+        "Mul",
+        "Where",
+        "MatMul",
+        "Einsum",
+        "Concat",
+    ),
     "no rel": (
         "Conv",
         "ConvTranspose",
