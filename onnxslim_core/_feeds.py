@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from onnxslim_core.calibration.diversity import distinct, looks_like_noise, shortage
 from onnxslim_core.calibration.source import Data, Source, open_source
 from onnxslim_core.errors import MeasureError
+from onnxslim_core.graph import all_nodes, attribute, is_op
 from onnxslim_core.measure.cost import Cost, cost
 from onnxslim_core.measure.inputs import random_samples
 from onnxslim_core.measure.session import open_session, run
@@ -29,6 +31,22 @@ COSTLY_MACS = 5e8
 JUDGING_MACS = 4e11
 """Given data is cut down to about so many multiply-accumulates per comparison, so that judging ends in minutes."""
 
+NOISE_SAMPLES = 8
+"""Looked at to tell pictures from noise."""
+
+WIDEST = 4096
+"""A Gemm or MatMul that sums over more reads a flattened map, which has fewer channels than elements."""
+
+RANDOM_WARNING = (
+    "NO DATA: inputs are seeded random numbers, and what they say of a lossy pass is worth little; "
+    "give --data, or for an image model a folder of some forty photos with --set data.crops=1024"
+)
+
+NOISE_WARNING = (
+    "THE DATA LOOKS LIKE NOISE: neighbouring pixels do not correlate, so passes do not decide on it; "
+    "--set data.force_random=true says that it is meant to be like that"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Feeds:
@@ -37,11 +55,13 @@ class Feeds:
     Attributes:
         exact: For checking that answers are equal; the very list of `judging` where both are random.
         deciding: For passes.
-        judging: For the verdict; none of them is in `deciding`.
+        judging: For the verdict; none of them is in `deciding`, and none is of an origin that is.
         labels: Of the judging samples, for a user's metric.
         used: For the report.
         cost: Of the model at the sizes of the samples for judging, where it was counted.
         misdeclared: Outputs whose answers contradict their declared shape, in words: a flaw of the model as given.
+        decides: True where passes may decide on samples: given ones that are no noise, or any where it was asked for.
+        origins: Of the samples to decide with; see `rewrite.Context`.
     """
 
     exact: Sequence[Sample]
@@ -51,6 +71,8 @@ class Feeds:
     used: DataUsed
     cost: Cost | None = None
     misdeclared: Mapping[str, str] = field(default_factory=dict)
+    decides: bool = False
+    origins: Sequence[int] = ()
 
     @property
     def runs(self) -> bool:
@@ -73,9 +95,9 @@ def open_feeds(
         model: As it was loaded.
         recipe: Its `[data]` says names, layout, scale and number of samples.
         data: Given samples; None draws seeded random ones.
-        shapes: Sizes for random inputs.
-        values: Contents for random inputs.
-        seed: Of the random inputs.
+        shapes: Sizes for random inputs, and for images where the model leaves them open.
+        values: Contents for random inputs, and for those that given data has nothing for.
+        seed: Of the random inputs and of random crops.
         threads: For the run that proves that given data fits.
 
     Raises:
@@ -90,6 +112,8 @@ def open_feeds(
         drawn = random_samples(model, count=RANDOM_SAMPLES, seed=seed, shapes=shapes, values=values, session=session)
     except MeasureError as err:
         problem = f"{err}; {err.hint}" if err.hint else str(err)
+    lossy = any(not step.exact for step in recipe.steps)
+    forced = recipe.data.force_random
     if data is None:
         if not drawn:
             return Feeds((), (), (), None, DataUsed("none", note=problem))
@@ -97,26 +121,66 @@ def open_feeds(
         if costs.macs > COSTLY_MACS:
             drawn = drawn[: RANDOM_SAMPLES // 2]
         half = len(drawn) // 2
-        used = DataUsed("random", f"seed {seed}", half, len(drawn) - half, shapes=_shapes(drawn[0]))
+        warnings = (RANDOM_WARNING,) if lossy else ()
+        shapes = _shapes(drawn[0])
+        used = DataUsed("random", f"seed {seed}", half, len(drawn) - half, shapes=shapes, warnings=warnings)
         judged = drawn[half:]
         misdeclared = _misdeclared(model, run(session, judged[0]))
-        return Feeds(judged, drawn[:half] or judged, judged, None, used, costs, misdeclared)
-    source = _cut(open_source(data, model, recipe.data), model, recipe)
+        return Feeds(judged, drawn[:half] or judged, judged, None, used, costs, misdeclared, decides=forced)
+    source = open_source(data, model, recipe.data, seed=seed, shapes=shapes, values=values)
+    source = _cut(source, model, recipe)
     misdeclared = _misdeclared(model, run(session, source[0]))
     deciding, judging = source.split()
+    noisy = looks_like_noise(judging.first(NOISE_SAMPLES))
     used = DataUsed(
-        "given", source.name, len(deciding), len(judging), source.digest, _shapes(source[0]), _shortage(deciding)
+        "given",
+        source.name,
+        len(deciding),
+        len(judging),
+        source.digest,
+        _shapes(source[0]),
+        _shortage(deciding, judging),
+        distinct(deciding.origins),
+        source.assumed,
+        _warnings(model, deciding, noisy, lossy),
     )
     exact = [*drawn[:2], *judging.first(2)]
-    return Feeds(exact, deciding or drawn, judging, judging.labels, used, misdeclared=misdeclared)
+    decides = forced or (len(deciding) > 0 and not noisy)
+    return Feeds(
+        exact, deciding or drawn, judging, judging.labels, used, None, misdeclared, decides, tuple(deciding.origins)
+    )
 
 
 def _cut(source: Source, model: Model, recipe: Recipe) -> Source:
     """Fewer samples of costly models; as many as the recipe says where it says so."""
-    if recipe.data.samples is not None:
+    if recipe.data.samples is not None or recipe.data.crops is not None:
         return source
     macs = cost(model, source[0]).macs
     return source.first(max(16, int(JUDGING_MACS / macs)) if macs else len(source))
+
+
+def _warnings(model: Model, deciding: Source, noisy: bool, lossy: bool) -> tuple[str, ...]:
+    """What is to be feared where something is decided on these samples."""
+    if not lossy:
+        return ()
+    found = [shortage(deciding.origins, _widest_sum(model))]
+    if noisy:
+        found.append(NOISE_WARNING)
+    return tuple(text for text in found if text)
+
+
+def _widest_sum(model: Model) -> int:
+    """Channels that the widest Conv, Gemm or MatMul sums over; a flattened map counts by its channels no more."""
+    widest = 0
+    for node in all_nodes(model.ir.graph):
+        weight = node.inputs[1] if is_op(node, "Conv", "Gemm", "MatMul") and len(node.inputs) > 1 else None
+        shape = weight.shape if weight is not None and weight.const_value is not None else None
+        if shape is None or len(shape) < 2 or not all(isinstance(size, int) for size in shape):
+            continue
+        sides = [int(size) for size in shape[-2:]]  # type: ignore[arg-type]
+        summed = int(shape[1]) if node.op_type == "Conv" else sides[1 if attribute(node, "transB", 0) else 0]  # type: ignore[arg-type]
+        widest = max(widest, summed) if node.op_type == "Conv" or summed <= WIDEST else widest
+    return widest
 
 
 def _misdeclared(model: Model, outputs: Mapping[str, Any]) -> dict[str, str]:
@@ -133,8 +197,11 @@ def _misdeclared(model: Model, outputs: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _shortage(deciding: Sequence[Sample]) -> str:
-    return "" if deciding else "one sample only: it judges, and passes decide with random ones"
+def _shortage(deciding: Source, judging: Source) -> str:
+    if len(deciding):
+        return ""
+    what = "one sample only" if len(judging) == 1 else f"{len(judging)} samples of one image or recording"
+    return f"{what}: it judges, and nothing is left to decide with"
 
 
 def _shapes(sample: Sample) -> dict[str, tuple[int, ...]]:

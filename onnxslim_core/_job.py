@@ -304,7 +304,8 @@ class Job:
         """What a pass is handed; each step has its own notes, so that those of a step taken back go with it."""
         return Context(
             samples=self.feeds.deciding,
-            samples_are_real=self.feeds.used.kind == "given" and self.feeds.used.deciding > 0,
+            samples_are_real=self.feeds.decides,
+            origins=self.feeds.origins,
             seed=self.seed,
             threads=self.threads,
             progress=self.progress,

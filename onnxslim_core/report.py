@@ -102,6 +102,9 @@ class DataUsed:
         digest: sha256 of given data.
         shapes: The sizes of the first sample.
         note: Why it is so.
+        origins: How many different images or recordings the samples to decide with come from.
+        assumed: What was assumed of the preprocessing of images, since nobody said it.
+        warnings: What is to be feared of these samples.
     """
 
     kind: Literal["given", "random", "none"]
@@ -111,6 +114,9 @@ class DataUsed:
     digest: str = ""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     note: str = ""
+    origins: int = 0
+    assumed: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +244,8 @@ class Report:
         console.print(_headline(self))
         for breach in self.breaches:
             console.print(f"  [red]✗[/red] {_escape(breach)}", highlight=False)
+        for warning in self.data.warnings:
+            console.print(f"  [yellow]![/yellow] {_escape(warning)}", highlight=False)
         console.print(_measures(self))
         if self.fidelity is not None and self.fidelity.outputs:
             console.print(_fidelity(self.fidelity))
@@ -556,6 +564,7 @@ def _footnotes(report: Report) -> list[str]:
     lines = []
     if data.kind == "given":
         lines.append(f"judged on {data.judging} samples of {data.source}; {data.deciding} others to decide with")
+        lines.extend(f"assumed of the preprocessing: {each}" for each in [", ".join(data.assumed)] if each)
     elif data.kind == "random":
         lines.append(f"judged on {data.judging} seeded random inputs, which say little about real answers: give --data")
     if not report.verified:

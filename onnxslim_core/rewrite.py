@@ -118,7 +118,10 @@ class Context:
     Attributes:
         samples: Feeds that run, at concrete sizes; the first sets the sizes at which symbolic shapes are analysed.
             Empty where nothing runs: then exact passes work without them and lossy passes refuse.
-        samples_are_real: False where they are seeded random numbers.
+        samples_are_real: False where they are seeded random numbers, or look like noise, and nobody has said that
+            passes may decide on those.
+        origins: Parallel to the samples: which image or recording each was taken from, by number. Samples of one origin
+            say much the same: see `calibration.diversity`. Empty where the samples are random.
         seed: Of everything that is drawn.
         threads: For measuring.
         progress: Called with (step, done, total).
@@ -128,6 +131,7 @@ class Context:
 
     samples: Sequence[Sample] = ()
     samples_are_real: bool = False
+    origins: Sequence[int] = ()
     seed: int = 0
     threads: int = 1
     progress: Progress = _silent

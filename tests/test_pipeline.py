@@ -441,7 +441,7 @@ def test_data_that_does_not_fit() -> None:
 
 def test_code_in_a_recipe_needs_permission(tmp_path: Path) -> None:
     (tmp_path / "give.py").write_text(
-        "import numpy as np\ndef samples():\n    return [{'x': np.ones((1, 8), np.float32)} for _ in range(6)]\n"
+        "import numpy as np\ndef samples():\n    return [{'x': np.full((1, 8), i, np.float32)} for i in range(6)]\n"
     )
     base = recipe("normalize")
     plan = replace(base, data=replace(base.data, source="give.py:samples", folder=tmp_path))
