@@ -11,9 +11,12 @@ from onnxslim_core.rewrite import Sample
 
 __all__ = ["stacked"]
 
+_BYTES = 4 << 20
+"""The inputs of one batch take at most so many: what lies between the layers takes some tens of times that."""
+
 
 def stacked(model: ir.Model, samples: Sequence[Sample], size: int = 32) -> list[Sample]:
-    """Samples joined along the first axis in groups of up to `size`, in order.
+    """Samples joined along the first axis in groups of up to `size`, in order; fewer where samples are large.
 
     Only where every input declares an unknown first dimension of one name and all samples have equal shapes; else
     the samples are returned as they are.
@@ -24,5 +27,7 @@ def stacked(model: ir.Model, samples: Sequence[Sample], size: int = 32) -> list[
     shapes = {tuple((name, array.shape) for name, array in sorted(sample.items())) for sample in samples}
     if not inputs or fixed or len(firsts) != 1 or len(shapes) != 1:
         return list(samples)
+    large = max(sum(array.nbytes for array in sample.values()) for sample in samples)
+    size = min(size, max(_BYTES // max(large, 1), 1))
     groups = [samples[start : start + size] for start in range(0, len(samples), size)]
     return [{name: np.concatenate([sample[name] for sample in group]) for name in group[0]} for group in groups]

@@ -1,7 +1,8 @@
 """Linear nodes as regression problems: their weights by rows, what they should answer, and how to write weights back.
 
-A consumer is a Conv without groups, a Gemm, or a MatMul with a constant matrix on the right. Its weights are (d, n):
-d = channels * taps in the layout of `rows.input_rows`, n output channels.
+A consumer is a Conv or ConvTranspose of any rank, stride and group, a Gemm, or a MatMul with a constant matrix on one
+side. Its weights are (d, n): d = channels * taps in the layout of `rows.input_rows`, n output channels. Groups are
+blocks on the diagonal, so that whatever is said of (d, n) weights and (d, d) moments holds for them as well.
 """
 
 from __future__ import annotations
@@ -14,59 +15,243 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxslim_core import graph as verbs
-from onnxslim_core.channels.groups import ChannelGraph
+from onnxslim_core.channels.groups import ChannelGraph, Group
 from onnxslim_core.ops.flow import Sink
 
-__all__ = ["Consumer", "consumers_of", "is_linear", "kept_outputs", "put_weights", "target_of", "weights_of"]
+__all__ = [
+    "Consumer",
+    "answer_of",
+    "bias_of",
+    "blocks_of",
+    "constant_of",
+    "consumers_of",
+    "is_depthwise",
+    "is_linear",
+    "kept_outputs",
+    "put_weights",
+    "readers_of",
+    "source_of",
+    "taps_of",
+    "target_of",
+    "weights_of",
+]
 
 Floats = NDArray[np.float64]
+_FLOATS = (np.float32, np.float64, np.float16)
+
+
+def constant_of(node: ir.Node) -> int:
+    """The input of a linear node that holds its weights: 1, or 0 of a MatMul with the constant on the left."""
+    if node.op_type == "MatMul" and verbs.array_of(node.inputs[1]) is None:
+        return 0
+    return 1
+
+
+def source_of(node: ir.Node) -> ir.Value:
+    """The activation that a linear node reads."""
+    value = node.inputs[1 - constant_of(node)]
+    assert value is not None
+    return value
 
 
 def is_linear(node: ir.Node) -> bool:
-    """True for a node whose weights can be solved for."""
-    if not verbs.is_op(node, "Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
+    """True for a node whose weights and bias can be solved for."""
+    if not verbs.is_op(node, "Conv", "ConvTranspose", "Gemm", "MatMul") or len(node.inputs) < 2:
         return False
-    array = verbs.array_of(node.inputs[1])
-    if array is None or array.dtype not in (np.float32, np.float64):
+    array = verbs.array_of(node.inputs[constant_of(node)])
+    if array is None or array.dtype not in _FLOATS or not array.size:
         return False
-    if node.op_type == "Conv":
-        return int(verbs.attribute(node, "group", 1)) == 1
-    return array.ndim == 2 and not verbs.attribute(node, "transA", 0)
+    if _is_kernel(node):
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        return bias is None or verbs.array_of(bias) is not None
+    if node.op_type == "Gemm":
+        return (
+            array.ndim == 2 and _gemm_bias(node, array) is not None and float(verbs.attribute(node, "alpha", 1.0)) != 0
+        )
+    if constant_of(node) == 0:
+        return array.ndim == 2
+    return array.ndim >= 2 and array.size == array.shape[-1] * array.shape[-2]
+
+
+def is_depthwise(node: ir.Node) -> bool:
+    """True for a Conv or ConvTranspose whose groups have one input channel each."""
+    if not _is_kernel(node) or (array := verbs.array_of(node.inputs[1])) is None:
+        return False
+    return _groups(node) > 1 and _channels(node, array.shape) == _groups(node)
+
+
+def _is_kernel(node: ir.Node) -> bool:
+    return verbs.is_op(node, "Conv", "ConvTranspose")
+
+
+def _groups(node: ir.Node) -> int:
+    return int(verbs.attribute(node, "group", 1)) if _is_kernel(node) else 1
+
+
+def _channels(node: ir.Node, shape: tuple[int, ...]) -> int:
+    return shape[0] if node.op_type == "ConvTranspose" else shape[1] * _groups(node)
+
+
+def taps_of(node: ir.Node) -> int:
+    """Weights per input channel and output: the size of a kernel, 1 of a matrix."""
+    array = verbs.array_of(node.inputs[1]) if _is_kernel(node) else None
+    return 1 if array is None else int(np.prod(array.shape[2:]))
 
 
 def weights_of(node: ir.Node) -> Floats:
-    """The weights of a linear node as it uses them; (d, n), float64."""
-    array = np.asarray(verbs.array_of(node.inputs[1]), np.float64)
-    if node.op_type == "Conv":
-        return array.reshape(array.shape[0], -1).T
+    """The weights of a linear node as it uses them; (d, n), float64, zero outside the blocks of its groups."""
+    array = np.asarray(verbs.array_of(node.inputs[constant_of(node)]), np.float64)
+    if _is_kernel(node):
+        return _spread(_by_group(node, array))
     if node.op_type == "Gemm":
         array = array * float(verbs.attribute(node, "alpha", 1.0))
         return array.T if verbs.attribute(node, "transB", 0) else array
-    return array
+    return array.T if constant_of(node) == 0 else array.reshape(array.shape[-2:])
+
+
+def _by_group(node: ir.Node, array: Floats) -> Floats:
+    """Kernel weights as [groups, channels * taps of a group, outputs of a group]."""
+    groups = _groups(node)
+    split = array.reshape(groups, array.shape[0] // groups, array.shape[1], -1)
+    # Conv is [g, out, in, taps], ConvTranspose [g, in, out, taps]
+    rows = split.transpose(0, 2, 3, 1) if node.op_type == "Conv" else split.transpose(0, 1, 3, 2)
+    return np.asarray(rows.reshape(groups, rows.shape[1] * rows.shape[2], rows.shape[3]))
+
+
+def _spread(blocks: Floats) -> Floats:
+    """Blocks [g, d / g, n / g] on the diagonal of (d, n)."""
+    groups, d, n = blocks.shape
+    if groups == 1:
+        return np.asarray(blocks[0])
+    full = np.zeros((groups, d, groups, n))
+    full[np.arange(groups), :, np.arange(groups)] = blocks
+    return full.reshape(groups * d, groups * n)
+
+
+def _from_rows(node: ir.Node, weights: Floats, shape: tuple[int, ...]) -> Floats:
+    """The inverse of `weights_of`, less a Gemm's alpha."""
+    if _is_kernel(node):
+        groups = _groups(node)
+        taps = int(np.prod(shape[2:]))
+        full = weights.reshape(groups, weights.shape[0] // groups, groups, weights.shape[1] // groups)
+        blocks = full[np.arange(groups), :, np.arange(groups)].reshape(groups, -1, taps, weights.shape[1] // groups)
+        order = (0, 3, 1, 2) if node.op_type == "Conv" else (0, 1, 3, 2)
+        return np.ascontiguousarray(blocks.transpose(order)).reshape(shape)
+    if node.op_type == "Gemm":
+        return weights.T if verbs.attribute(node, "transB", 0) else weights
+    return weights.T if constant_of(node) == 0 else weights.reshape(shape)
+
+
+def blocks_of(node: ir.Node, d: int, n: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+    """Which entries of (d, d) and (d, n) moments belong to one group; None where there is but one."""
+    groups = _groups(node)
+    if groups == 1:
+        return None
+    rows, columns = np.arange(d) // (d // groups), np.arange(n) // (n // groups)
+    return rows[:, None] == rows, rows[:, None] == columns
+
+
+def _gemm_bias(node: ir.Node, array: np.ndarray) -> Floats | None:
+    """What a Gemm adds, (n,); None where it is computed or differs from row to row."""
+    n = array.shape[0 if verbs.attribute(node, "transB", 0) else 1]
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    beta = float(verbs.attribute(node, "beta", 1.0))
+    if given is None or beta == 0:
+        return np.zeros(n)
+    bias = verbs.array_of(given)
+    if bias is None or bias.size != (bias.shape[-1] if bias.ndim else 1):
+        return None
+    return np.broadcast_to(np.asarray(bias, np.float64).reshape(-1) * beta, (n,))
+
+
+def bias_of(node: ir.Node, n: int) -> Floats:
+    """What a linear node itself adds to each of its n outputs, (n,); nothing in a MatMul."""
+    if node.op_type == "Gemm":
+        found = _gemm_bias(node, np.asarray(verbs.array_of(node.inputs[1])))
+        return np.zeros(n) if found is None else np.array(found)
+    given = node.inputs[2] if _is_kernel(node) and len(node.inputs) > 2 else None
+    array = None if given is None else verbs.array_of(given)
+    return np.zeros(n) if array is None else np.array(np.broadcast_to(np.asarray(array, np.float64).reshape(-1), (n,)))
+
+
+def _bias_add(node: ir.Node) -> tuple[ir.Node, int] | None:
+    """The Add of a constant per output channel that alone reads a MatMul, and the constant's input."""
+    if node.op_type != "MatMul":
+        return None
+    readers, is_output = verbs.users_of(node.outputs[0])
+    if is_output or len(readers) != 1 or not verbs.is_op(readers[0][0], "Add"):
+        return None
+    add, index = readers[0][0], 1 - readers[0][1]
+    array, weight = verbs.array_of(add.inputs[index]), verbs.array_of(node.inputs[constant_of(node)])
+    if array is None or weight is None or array.dtype != weight.dtype:
+        return None
+    left = constant_of(node) == 0
+    n = weight.shape[0] if left else weight.shape[-1]
+    # the channels of a left constant lie along the axis before the last
+    wide = array.ndim >= 2 and array.shape[-2:] == (n, 1) if left else array.ndim >= 1 and array.shape[-1] == n
+    return (add, index) if wide and array.size == n else None
+
+
+def answer_of(node: ir.Node) -> ir.Value:
+    """What a linear node answers, its bias included."""
+    behind = _bias_add(node)
+    return node.outputs[0] if behind is None else behind[0].outputs[0]
 
 
 def put_weights(model: ir.Model, node: ir.Node, weights: Floats, bias: Floats) -> None:
-    """Let a linear node use these weights (d, n) and this bias (n,), as new constants of its own."""
+    """Let a linear node use these weights (d, n) and this bias (n,), as new constants of its own.
+
+    The bias of a MatMul goes into the Add behind it, which is made where there is none.
+    """
     names, graph = verbs.Names(model), node.graph
-    old = verbs.array_of(node.inputs[1])
+    index = constant_of(node)
+    old = verbs.array_of(node.inputs[index])
     assert isinstance(graph, ir.Graph) and old is not None
-    layout = weights if node.op_type == "MatMul" else weights.T
+    behind = _bias_add(node)
     if node.op_type == "Gemm":
-        layout = weights.T if verbs.attribute(node, "transB", 0) else weights
         verbs.set_attribute(node, "alpha", None)
         verbs.set_attribute(node, "beta", None)
-    made = verbs.add_constant(graph, names, layout.reshape(old.shape).astype(old.dtype), str(node.inputs[1].name))  # type: ignore[union-attr]
-    _swap(node, 1, made)
-    shift = verbs.add_constant(graph, names, bias.astype(old.dtype), f"{node.name or node.op_type}/bias")
+    layout = _from_rows(node, weights, old.shape)
+    made = verbs.add_constant(graph, names, _stored(layout, old.dtype), str(node.inputs[index].name))  # type: ignore[union-attr]
+    _swap(node, index, made)
+    if behind is not None:
+        add, place = behind
+        like = verbs.array_of(add.inputs[place])
+        assert like is not None
+        shift = verbs.add_constant(graph, names, _stored(bias.reshape(like.shape), old.dtype), f"{add.name}/bias")
+        _swap(add, place, shift)
+        return
+    if node.op_type == "MatMul" and index == 0:
+        bias = bias[:, None]
+    hint = f"{node.name or node.op_type}/bias"
+    shift = verbs.add_constant(graph, names, _stored(bias, old.dtype), hint)
     if node.op_type != "MatMul":
         _swap(node, 2, shift)
         return
-    add, value = ir.node("Add", [node.outputs[0], shift]), node.outputs[0]
+    _add_after(node, shift, names)
+
+
+def _stored(array: Floats, dtype: np.dtype[np.generic]) -> np.ndarray:
+    """An array in a type, clipped to what the type holds."""
+    most = float(np.finfo(dtype.name).max)
+    return np.clip(array, -most, most).astype(dtype)
+
+
+def _add_after(node: ir.Node, shift: ir.Value, names: verbs.Names) -> None:
+    """`node + shift`, as a new Add that every reader reads."""
+    value, graph = node.outputs[0], node.graph
+    assert isinstance(graph, ir.Graph)
+    readers, is_output = verbs.users_of(value)
+    add = ir.node("Add", [value, shift])
     add.name, add.outputs[0].name = names.new(f"{node.name}/Add"), names.new(f"{value.name}/shifted")
     add.outputs[0].type = value.type
     graph.insert_after(node, add)
-    verbs.replace(value, add.outputs[0], names)
-    verbs.replace_input(add, 0, value)
+    if is_output:
+        verbs.replace(value, add.outputs[0], names)
+        verbs.replace_input(add, 0, value)
+        return
+    for reader, index in readers:
+        verbs.replace_input(reader, index, add.outputs[0])
 
 
 def _swap(node: ir.Node, index: int, made: ir.Value) -> None:
@@ -85,13 +270,13 @@ def _swap(node: ir.Node, index: int, made: ir.Value) -> None:
 
 
 def target_of(node: ir.Node) -> tuple[ir.Value, ir.Value | None]:
-    """What a consumer should answer for: its own output, or the sum it is added into, with the other summand.
+    """What a consumer should answer for: its own answer, or the sum it is added into, with the other summand.
 
     In a residual network the last layer of a block so corrects the whole stream (He et al., ICCV 2017, 3.3).
     """
-    value = node.outputs[0]
+    value = answer_of(node)
     readers, is_output = verbs.users_of(value)
-    if is_output or len(readers) != 1 or not verbs.is_op(readers[0][0], "Add") or node.op_type == "MatMul":
+    if is_output or len(readers) != 1 or not verbs.is_op(readers[0][0], "Add"):
         return value, None
     add, index = readers[0]
     other = add.inputs[1 - index]
@@ -108,11 +293,14 @@ class Consumer:
         node: The node.
         classes: Class of each input channel, (m,).
         taps: Weights per input channel and output.
+        outputs: Class of each output channel, (n,), so that an output that goes with an input counts as no loss;
+            None where no output goes.
     """
 
     node: ir.Node
     classes: NDArray[np.int32]
     taps: int
+    outputs: NDArray[np.int32] | None = None
 
     def columns(self, root: int) -> NDArray[np.int64]:
         """Which of the d rows of the weights belong to a class."""
@@ -124,24 +312,55 @@ def consumers_of(channels: ChannelGraph) -> dict[ir.Node, Consumer]:
     """All sums over channels that can be solved for, by node; in the order of the graph."""
     found: dict[ir.Node, Consumer] = {}
     for sink in channels.sinks:
-        if sink.weight == 1 and sink.index == 0 and len(sink.labels) == 1 and is_linear(sink.node):
-            found[sink.node] = Consumer(sink.node, channels.of(sink.labels[0]), _taps(sink))
+        if _can_be_solved(sink) and not is_depthwise(sink.node):
+            outputs = _output_classes(channels, sink.node)
+            found[sink.node] = Consumer(sink.node, channels.of(sink.labels).reshape(-1), taps_of(sink.node), outputs)
     return found
 
 
-def _taps(sink: Sink) -> int:
-    array = verbs.array_of(sink.node.inputs[1])
-    return 1 if array is None or sink.node.op_type != "Conv" else int(np.prod(array.shape[2:]))
+def _can_be_solved(sink: Sink) -> bool:
+    if not is_linear(sink.node) or sink.weight != constant_of(sink.node) or sink.index == sink.weight:
+        return False
+    return len(sink.labels) == _groups(sink.node)
+
+
+def _output_classes(channels: ChannelGraph, node: ir.Node) -> NDArray[np.int32] | None:
+    labels = _output_labels(channels, node)
+    return None if labels is None else channels.of(labels)
+
+
+def _output_labels(channels: ChannelGraph, node: ir.Node) -> NDArray[np.int32] | None:
+    """One label per output channel of a linear node; None where nothing of it goes, or it varies along other axes."""
+    labels = channels.flow.table.get(node.outputs[0]) if node.outputs else None
+    if labels is None or labels.size == 1:
+        return None
+    axis = 1 if _is_kernel(node) else labels.ndim - (2 if node.op_type == "MatMul" and constant_of(node) == 0 else 1)
+    return labels.reshape(-1) if labels.shape[axis] == labels.size else None
 
 
 def kept_outputs(channels: ChannelGraph, gone: NDArray[np.bool_]) -> Mapping[str, NDArray[np.int64]]:
     """For every linear node, by name, which of its output channels stay once these atoms are gone."""
     kept: dict[str, NDArray[np.int64]] = {}
     for node in channels.flow.model.graph:
-        labels = channels.flow.table.get(node.outputs[0]) if node.outputs else None
-        if labels is None or labels.size == 1 or not is_linear(node):
-            continue
-        axis = 1 if node.op_type == "Conv" else labels.ndim - 1
-        if labels.shape[axis] == labels.size:
-            kept[str(node.name)] = np.flatnonzero(~gone[labels.reshape(-1)])
+        if is_linear(node) and (labels := _output_labels(channels, node)) is not None:
+            kept[str(node.name)] = np.flatnonzero(~gone[labels])
     return kept
+
+
+def readers_of(channels: ChannelGraph, group: Group, consumers: Mapping[ir.Node, Consumer]) -> list[Consumer] | str:
+    """Every sum that reads the group, or why one of them cannot be solved for.
+
+    A sum of two activations whose rows go as a whole (queries times keys of a head that goes) loses nothing by it:
+    its results go as well, and what reads them is asked instead.
+    """
+    mine: dict[ir.Node, Consumer] = {}
+    for sink in channels.sinks:
+        classes = channels.of(sink.labels)
+        hit = np.isin(classes, group.classes)
+        if not hit.any():
+            continue
+        if sink.node in consumers:
+            mine[sink.node] = consumers[sink.node]
+        elif not (classes == classes[:, :1])[hit.any(axis=1)].all():
+            return f"{verbs.label_of(sink.node)} reads it and has no constant weights to be solved for, or too many"
+    return list(mine.values()) if mine else "nothing that can be solved for reads it"

@@ -8,7 +8,7 @@ sequential repair thus costs about one pass of the samples through the network.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +19,44 @@ from onnxslim_core.errors import InternalError
 from onnxslim_core.measure.session import open_piece, run
 from onnxslim_core.rewrite import Sample
 
-__all__ = ["Walk"]
+__all__ = ["Walk", "passing"]
+
+_HELD = 1 << 30
+"""Bytes that a walk holds at most where it can help it: what would be more is made again each time it is asked for."""
+
+
+def passing(
+    model: ir.Model, batches: Sequence[Sample], values: Sequence[ir.Value], threads: int = 1
+) -> Iterator[dict[ir.Value, np.ndarray]]:
+    """Tensors of a model that stays as it is, batch after batch: one session, nothing held."""
+    inputs = {str(value.name): value for value in model.graph.inputs}
+    nodes = _sorted(model, _behind(values, set()))
+    session = None
+    for batch in batches:
+        held = {inputs[name]: array for name, array in batch.items() if name in inputs}
+        read = dict.fromkeys(v for node in nodes for v in read_by(node) if v in held)
+        made = [value for value in dict.fromkeys(values) if value not in held]
+        if session is None and made:
+            dtypes = {v: held[v].dtype for v in read}
+            session = open_piece(cut_out(model, nodes, read, made, dtypes), threads=threads)
+        found = {} if session is None else run(session, {str(v.name): held[v] for v in read})
+        yield {value: held[value] if value in held else found[str(value.name)] for value in values}
+
+
+def _sorted(model: ir.Model, nodes: set[ir.Node]) -> list[ir.Node]:
+    return [node for node in model.graph if node in nodes]
+
+
+def _behind(values: Iterable[ir.Value], done: set[ir.Node]) -> set[ir.Node]:
+    """The nodes that have to run, besides these, before the values are there."""
+    todo, stack = set[ir.Node](), list(values)
+    while stack:
+        node = stack.pop().producer()
+        if node is None or node in done or node in todo or verbs.is_op(node, "Constant"):
+            continue
+        todo.add(node)
+        stack.extend(read_by(node))
+    return todo
 
 
 class Walk:
@@ -50,15 +87,7 @@ class Walk:
 
     def missing(self, value: ir.Value) -> list[ir.Node]:
         """The nodes that still have to run before a value is there, in order."""
-        todo, stack, found = set[ir.Node](), [value], []
-        while stack:
-            node = stack.pop().producer()
-            if node is None or node in self._done or node in todo or verbs.is_op(node, "Constant"):
-                continue
-            todo.add(node)
-            found.append(node)
-            stack.extend(read_by(node))
-        return sorted(found, key=self._order.__getitem__)
+        return sorted(_behind([value], self._done), key=self._order.__getitem__)
 
     def has_run(self, node: ir.Node) -> bool:
         """True once the weights of a node no longer matter to this walk."""
@@ -83,6 +112,35 @@ class Walk:
             raise InternalError(f"'{value.name}' was dropped before it was asked for")
         return [held[value] for held in self._held]
 
+    def each(self, values: Sequence[ir.Value]) -> Iterator[tuple[np.ndarray, ...]]:
+        """Tensors batch by batch; they are held on where memory allows, else made again when they are asked for."""
+        nodes = sorted(_behind(values, self._done), key=self._order.__getitem__)
+        session = None
+        if nodes:
+            read = dict.fromkeys(v for node in nodes for v in read_by(node) if v in self._held[0])
+            made = [value for value in values if value not in self._held[0]]
+            dtypes = {v: self._held[0][v].dtype for v in read}
+            session = open_piece(cut_out(self._model, nodes, read, made, dtypes), threads=self._threads)
+            if self._grows(nodes, read, made, run(session, {str(v.name): self._held[0][v] for v in read})) <= _HELD:
+                for value in values:
+                    self.value(value)
+                session = None
+        for held in self._held:
+            found = {} if session is None else run(session, {str(v.name): held[v] for v in read})
+            yield tuple(held[value] if value in held else found[str(value.name)] for value in values)
+
+    def _grows(
+        self,
+        nodes: Sequence[ir.Node],
+        read: Iterable[ir.Value],
+        made: Iterable[ir.Value],
+        found: Mapping[str, np.ndarray],
+    ) -> int:
+        """Bytes that the walk would hold with these nodes through, as far as the first batch tells."""
+        first, done = self._held[0], self._done | set(nodes)
+        kept = sum(array.nbytes for value, array in first.items() if self._is_live(value, done))
+        return len(self._held) * (kept + sum(found[str(value.name)].nbytes for value in made))
+
     def _run(self, nodes: list[ir.Node], wanted: ir.Value) -> None:
         inside = set(nodes)
         self._done |= inside
@@ -102,7 +160,8 @@ class Walk:
             for held in self._held:
                 held.pop(value, None)
 
-    def _is_live(self, value: ir.Value) -> bool:
+    def _is_live(self, value: ir.Value, done: set[ir.Node] | None = None) -> bool:
+        through = self._done if done is None else done
         return self._reserved[value] > 0 or any(
-            self._top.get(node, node) not in self._done for node, _ in verbs.users_of(value)[0]
+            self._top.get(node, node) not in through for node, _ in verbs.users_of(value)[0]
         )

@@ -7,14 +7,16 @@ for exactly and never penalised.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Moments", "Sums"]
+__all__ = ["Moments", "Sums", "answered"]
 
 Floats = NDArray[np.float64]
+_SILENT = 1e-3
+"""An activation that never is zero (SiLU) counts as zero below this share of its channel's standard deviation."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,6 +30,8 @@ class Moments:
         h: X'X / rows - mean_x mean_x', (d, d), symmetric.
         c: X'Y / rows - mean_x mean_y', (d, n).
         v: The variance of each target, (n,).
+        zeros: Share of the positions at which each input channel is zero, or as good as, (channels,); None where it
+            was not counted.
     """
 
     rows: int
@@ -36,6 +40,7 @@ class Moments:
     h: Floats
     c: Floats
     v: Floats
+    zeros: Floats | None = None
 
     @property
     def ridge(self) -> float:
@@ -46,22 +51,53 @@ class Moments:
         """Summed squared error of weights (d, n) with the best bias, per position."""
         return float(self.v.sum() - 2 * np.sum(weights * self.c) + np.sum(weights * (self.h @ weights)))
 
+    def penalty(self, ridge: float | None = None) -> float:
+        """The weight of the penalty itself.
+
+        Args:
+            ridge: Relative to the mean of h's diagonal; None: `ridge`.
+        """
+        relative = self.ridge if ridge is None else ridge
+        return max(relative * float(np.trace(self.h)) / max(len(self.h), 1), 1e-12)
+
+    def within(self, blocks: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None) -> Moments:
+        """The same with what is not of one group set to zero (see `consumers.blocks_of`)."""
+        if blocks is None:
+            return self
+        h = np.where(blocks[0], self.h, 0.0)
+        c = np.where(blocks[1], self.c, 0.0) if self.c.shape == blocks[1].shape else self.c
+        return replace(self, h=h, c=c)
+
+
+def answered(moments: Moments, weights: Floats, bias: Floats) -> Moments:
+    """Moments of an input, with what weights (d, n) and a bias (n,) answer to it as the target."""
+    c = moments.h @ weights
+    v = np.maximum(np.sum(weights * c, axis=0), 0.0)
+    return replace(moments, mean_y=moments.mean_x @ weights + bias, c=c, v=v)
+
 
 class Sums:
-    """Moments under way."""
+    """Moments under way.
 
-    def __init__(self) -> None:
+    Args:
+        taps: Columns of one channel; where it is given, zeros are counted at the middle tap of each.
+    """
+
+    def __init__(self, taps: int | None = None) -> None:
+        self._taps = taps
         self._rows = 0
         self._parts: list[Floats] = []
 
-    def add(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> None:
-        """Add rows x (r, d) and their targets y (r, n)."""
+    def add(self, x: NDArray[np.float32], y: NDArray[np.float32] | None = None) -> None:
+        """Add rows x (r, d) and their targets y (r, n); without targets n is 0."""
+        y = np.empty((len(x), 0), np.float32) if y is None else y
         parts = [
-            np.sum(x, axis=0, dtype=np.float64),
-            np.sum(y, axis=0, dtype=np.float64),
+            np.asarray(x.sum(axis=0), np.float64),
+            np.asarray(y.sum(axis=0), np.float64),
             np.asarray(x.T @ x, np.float64),
             np.asarray(x.T @ y, np.float64),
             np.sum(np.square(y, dtype=np.float64), axis=0),
+            np.zeros(0) if self._taps is None else _silent(x[:, self._taps // 2 :: self._taps]),
         ]
         self._rows += len(x)
         if not self._parts:
@@ -72,6 +108,13 @@ class Sums:
 
     def moments(self) -> Moments:
         """What was added, centred."""
-        x, y, xx, xy, yy = (part / max(self._rows, 1) for part in self._parts)
-        h = xx - np.outer(x, x)
-        return Moments(self._rows, x, y, (h + h.T) / 2, xy - np.outer(x, y), np.maximum(yy - np.square(y), 0.0))
+        x, y, xx, xy, yy, silent = (part / max(self._rows, 1) for part in self._parts)
+        xx -= np.outer(x, x)
+        h = (xx + xx.T) / 2
+        v = np.maximum(yy - np.square(y), 0.0)
+        return Moments(self._rows, x, y, h, xy - np.outer(x, y), v, silent if self._taps is not None else None)
+
+
+def _silent(x: NDArray[np.float32]) -> Floats:
+    """How often each channel (column) is zero, or as good as."""
+    return np.asarray(np.count_nonzero(np.abs(x) <= _SILENT * x.std(axis=0), axis=0), np.float64)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
-from onnxslim_core.calibration.consumers import Consumer, target_of
-from onnxslim_core.calibration.lockstep import Walk
-from onnxslim_core.calibration.moments import Moments, Sums
-from onnxslim_core.calibration.rows import draw, input_rows, output_rows
+from onnxslim_core.calibration.consumers import Consumer, bias_of, blocks_of, source_of, target_of, weights_of
+from onnxslim_core.calibration.lockstep import passing
+from onnxslim_core.calibration.moments import Moments, Sums, answered
+from onnxslim_core.calibration.rows import draw, input_rows, output_rows, output_shape
 from onnxslim_core.rewrite import Progress, Sample
 
 __all__ = ["LARGEST", "study"]
@@ -32,6 +33,8 @@ def study(
 ) -> dict[ir.Node, Moments]:
     """Moments of the input of every consumer, and the variance of what it answers for.
 
+    What a consumer answers follows from its input, so only the streams that it is added into are looked at.
+
     Args:
         model: The model as it is.
         batches: Feeds.
@@ -39,29 +42,52 @@ def study(
         per_sample: Positions drawn per sample and node.
         seed: Of the positions.
         threads: For onnxruntime and BLAS.
-        progress: Told after every node.
+        progress: Told after every batch.
     """
-    walk, rng = Walk(model, batches, threads), np.random.default_rng(seed)
-    found: dict[ir.Node, Moments] = {}
-    wanted = [node for node, each in consumers.items() if len(each.classes) * each.taps <= LARGEST]
+    rng = np.random.default_rng(seed)
+    parts = {n: _Part(c) for n, c in consumers.items() if len(c.classes) * c.taps <= LARGEST}
+    wanted = dict.fromkeys(value for part in parts.values() for value in part.values)
     with threadpool_limits(threads):
-        for node in wanted:
-            walk.reserve(_pair(node))
-        for number, node in enumerate(wanted):
-            source, target = _pair(node)
-            sums = Sums()
-            for x, y in zip(walk.value(source), walk.value(target), strict=True):
-                at = draw(node, y.shape, per_sample, rng)
-                sums.add(input_rows(node, x, at, y.shape[2:]), output_rows(node, y, at))
-            found[node] = sums.moments()
-            walk.release((source, target))
+        for number, held in enumerate(passing(model, batches, list(wanted), threads)):
+            for part in parts.values():
+                part.add(held, per_sample, rng)
             if progress is not None:
-                progress("moments", number + 1, len(wanted))
-    return found
+                progress("moments", number + 1, len(batches))
+        return {node: part.moments() for node, part in parts.items()}
 
 
-def _pair(node: ir.Node) -> tuple[ir.Value, ir.Value]:
-    """What a consumer reads, and what it answers for."""
-    source = node.inputs[0]
-    assert source is not None
-    return source, target_of(node)[0]
+class _Part:
+    """One consumer under study."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._node, self._source = consumer.node, source_of(consumer.node)
+        target, stream = target_of(consumer.node)
+        self._target = None if stream is None else target
+        self._weights = weights_of(consumer.node)
+        self._sums = Sums(consumer.taps)
+        self._stream = np.zeros((3, self._weights.shape[1]))
+
+    @property
+    def values(self) -> tuple[ir.Value, ...]:
+        """The tensors that are looked at."""
+        return (self._source,) if self._target is None else (self._source, self._target)
+
+    def add(self, held: Mapping[ir.Value, np.ndarray], per_sample: int, rng: np.random.Generator) -> None:
+        """One batch."""
+        x = held[self._source]
+        shape = output_shape(self._node, x.shape, self._weights.shape[1])
+        at = draw(self._node, shape, per_sample, rng)
+        self._sums.add(input_rows(self._node, x, at, shape[2:]))
+        if self._target is not None and held[self._target].shape == shape:
+            y = np.asarray(output_rows(self._node, held[self._target], at), np.float64)
+            self._stream += (np.full(y.shape[1], len(y)), y.sum(axis=0), np.square(y).sum(axis=0))
+
+    def moments(self) -> Moments:
+        """What was seen, with the target that the node answers."""
+        depth, n = self._weights.shape
+        seen = self._sums.moments().within(blocks_of(self._node, depth, n))
+        found = answered(seen, self._weights, bias_of(self._node, n))
+        count, total, square = self._stream
+        if not count.all():
+            return found
+        return replace(found, v=np.maximum(square / count - np.square(total / count), 0.0))
