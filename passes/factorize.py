@@ -1,43 +1,70 @@
-"""Replace a large Gemm or MatMul by two small ones through truncated singular value decomposition.
+"""Replace a large Gemm, MatMul or Conv by two or three small ones.
 
-    y = W'x + b   with W (d x n) ~ A (d x r) B (r x n)    ->    h = A'x,  y = B'h + b
+    form      layer             becomes                                   multiply-accumulates per position
+    matrix    Gemm, MatMul      d x r, r x n                              r (d + n)              for  d n
+    channel   Conv              k x k to r channels, 1 x 1                r (c k k + n)          for  c n k k
+    spatial   Conv, both k > 1  k x 1 to r channels, 1 x k                r k (c + n)
+    tucker    Conv, k > 1       1 x 1 to p, k x k from p to q, 1 x 1      c p + p q k k + q n
 
-The r largest singular triples, computed in float64; the bias, alpha and beta stay with the second node. It costs
-r*(d + n) multiply-accumulates per row instead of d*n, and as many weights.
+With samples of real inputs the *answers* are kept: each factor is the best of its rank in the metric of what the layer
+reads (singular value decomposition of the whitened weight), the bias makes up for the mean error, and every error that
+a choice rests on is measured on samples held out from the decomposition. Without samples the *weights* are kept: by
+their plain decomposition, the best where nothing is known of the inputs; only Gemm and MatMul are then taken, unless
+`layers` or `form` asks for Conv. The mathematics, with its sources, is in onnxslim_core/lowrank, a file per form.
 
-Lossy: the spectral norm of W - A*B is the first singular value left out, which the report gives with the energy kept.
-Without data the error is the same for every direction of the input. A layer is left alone where two factors are not
-smaller, where another node reads its weight, where the weight is kept as int8, or where it is not measured faster.
+The last of the new nodes keeps the name, the output and the bias. Lossy. A layer is left alone where no form is
+cheaper, where another node reads its weight, where the weight is kept as int8, where a Conv has groups, or where it
+is not measured faster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 import onnx_ir as ir
+from threadpoolctl import threadpool_limits
 
+from onnxslim_core.calibration.batches import stacked
+from onnxslim_core.calibration.consumers import constant_of, is_linear
 from onnxslim_core.errors import RecipeError
-from onnxslim_core.graph import Names, label_of, opset_of, users_of
-from onnxslim_core.lowrank.ranks import Offers, ranks_for_target
-from onnxslim_core.lowrank.svd import Factors, break_even, rank_for_energy, rank_for_ratio, round_rank
-from onnxslim_core.measure.shapes import Shapes, concrete_shapes
+from onnxslim_core.graph import Names, attribute, label_of, users_of
+from onnxslim_core.lowrank.channel import Matrix
+from onnxslim_core.lowrank.forms import FORMS, Offer, held_error, offers
+from onnxslim_core.lowrank.gather import Seen, gather
+from onnxslim_core.lowrank.ranks import choose
+from onnxslim_core.lowrank.split import split, stored
+from onnxslim_core.measure.shapes import concrete_shapes
 from onnxslim_core.rewrite import Change, Context, Kind
 
-from ._factor import Layer, layers_of, measure, split
+from ._factor import Layer, Stopwatch, layers_of
 
 __all__ = ["Factorize"]
 
-
 Guard = Callable[[Layer, "Factorize"], str | None]
+
+_OPS = ("Gemm", "MatMul", "Conv")
+_FEWEST = 4
+"""Samples, of which one is held out."""
+_KEPT = {"weight": 0.98, "output": 0.99}
+"""The energy that is kept where nothing is asked."""
+_PER_NODE = 0.05
+"""What a third node counts beside the multiply-accumulates of a form."""
+
+
+def one_sum(layer: Layer, options: Factorize) -> str | None:
+    """A Conv with groups is many small layers, which no form makes smaller."""
+    groups = int(attribute(layer.node, "group", 1))
+    return f"its {groups} groups are layers of their own" if groups > 1 else None
 
 
 def weight_is_float(layer: Layer, options: Factorize) -> str | None:
     """A weight kept as int8 (or computed in another way) would come back as two float matrices, larger than it."""
-    if layer.weight is not None:
+    if layer.weight is not None or one_sum(layer, options):
         return None
     value = layer.node.inputs[layer.place]
     producer = value.producer() if value is not None else None
@@ -64,31 +91,30 @@ def weight_is_sound(layer: Layer, options: Factorize) -> str | None:
     return None if layer.weight.any() else "its weight is zero"
 
 
-def saves_nothing(layer: Layer, rank: int) -> str | None:
-    """Why a rank does not pay."""
-    rows, columns = _sizes(layer)
-    if rank <= break_even(rows, columns):
-        return None
-    return f"rank {rank} of {rows} x {columns} saves nothing: two factors are smaller up to {break_even(rows, columns)}"
-
-
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Factorize:
-    """Split large Gemm and MatMul nodes in two by truncated SVD."""
+    """Split large Gemm, MatMul and Conv nodes in two or three of low rank."""
 
     name: ClassVar[str] = "factorize"
     kind: ClassVar[Kind] = Kind.LOSSY
-    guards: ClassVar[tuple[Guard, ...]] = (weight_is_float, weight_is_its_own, weight_is_sound)
+    guards: ClassVar[tuple[Guard, ...]] = (one_sum, weight_is_float, weight_is_its_own, weight_is_sound)
 
     energy: float | None = None
-    """Share of each weight's energy (sum of squares of the singular values) to keep; 0.98 where nothing is asked."""
+    """Share of each layer's energy to keep: of the variance of its answers with samples, of the squares of its weights
+    without; 0.99 and 0.98 where nothing is asked."""
     ratio: float | None = None
     """Share of each layer's multiply-accumulates to remove."""
     target: float | None = None
     """Share of the multiply-accumulates of all layers concerned to keep; the layers that lose least give most."""
+    layers: tuple[str, ...] = ()
+    """Operators that are looked at. Where nothing is said: Gemm and MatMul, and Conv with samples or a form of it."""
+    form: str = "auto"
+    """matrix, channel, spatial or tucker; auto takes for each layer the form that is cheapest, or loses least."""
+    criterion: Literal["auto", "output", "weight"] = "auto"
+    """What is kept: the output on the samples, or the weight; auto is the output where samples are real."""
     round_to: int | Literal["auto"] = "auto"
-    """Ranks are multiples of this: rounded up for an energy, down for a ratio or target. auto: 16, below 32 it is 8."""
+    """Ranks are multiples of this: rounded up for an energy, down for a ratio or target. auto: 16, below 64 it is 8."""
     min_size: int = 16384
     """Smallest weight, in elements, that is looked at."""
     ignored: tuple[str, ...] = ()
@@ -110,6 +136,12 @@ class Factorize:
             raise RecipeError(f"factorize: ratio must lie between 0 and 1, found {self.ratio}")
         if self.target is not None and not 0 < self.target < 1:
             raise RecipeError(f"factorize: target must lie between 0 and 1, found {self.target}")
+        if unknown := [op for op in self.layers if op not in _OPS]:
+            raise RecipeError(f"factorize: layers holds '{unknown[0]}'", f"any of {', '.join(_OPS)}")
+        if self.form not in ("auto", *FORMS):
+            raise RecipeError(f"factorize: form is '{self.form}'", f"auto or one of {', '.join(FORMS)}")
+        if self.criterion not in ("auto", "output", "weight"):
+            raise RecipeError(f"factorize: criterion is auto, output or weight, found '{self.criterion}'")
         if self.round_to != "auto" and (isinstance(self.round_to, str) or self.round_to < 1):
             raise RecipeError(f"factorize: round_to is auto or an integer from 1, found {self.round_to}")
         if self.min_size < 1:
@@ -121,35 +153,48 @@ class Factorize:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Split the layers of the main graph that the options name, one after the other."""
+        given = bool(context.samples) and context.samples_are_real
+        if self.criterion == "output" and not given:
+            reason = "the output is known from samples of real inputs only: give --data"
+            return [Change(self.name, (), "split", reason, "data_given")]
+        sampled = given and self.criterion != "weight"
         shapes = concrete_shapes(model, context.samples[0] if context.samples else None)
-        changes: list[Change] = []
-        layers: list[Layer] = []
-        found = list(layers_of(model, shapes))
+        found = list(layers_of(model, shapes, self._operators(sampled)))
         if small := self._all_small(found):
             return [
                 _refusal(small, "large_enough", f"the largest layer has fewer than min_size = {self.min_size} elements")
             ]
+        layers, changes = list[Layer](), list[Change]()
         for layer in self._chosen(found):
             verdict = next(((g.__name__, why) for g in self.guards if (why := g(layer, self)) is not None), None)
             if verdict is None:
                 layers.append(layer)
             else:
                 changes.append(_refusal(layer, *verdict))
-        names = Names(model)
-        for done, (layer, rank) in enumerate(zip(layers, self._ranks(layers), strict=True)):
+        with threadpool_limits(context.threads):
+            self._study(layers, model, context, sampled)
+            wanted = self._wanted(layers)
+        names, watch = Names(model), Stopwatch(model, context)
+        for done, (layer, candidates) in enumerate(zip(layers, wanted, strict=True)):
             context.progress(self.name, done, len(layers))
-            changes.append(self._factorize(layer, rank, model, shapes, names, context))
-            layer.found = None
+            changes.append(self._factorize(layer, candidates, model, names, watch))
+            layer.offers = []
         return changes
+
+    def _operators(self, sampled: bool) -> tuple[str, ...]:
+        if self.layers:
+            return self.layers
+        of_conv = self.form in ("channel", "spatial", "tucker")
+        return ("Conv",) if of_conv else _OPS if sampled and self.form == "auto" else ("Gemm", "MatMul")
 
     def _all_small(self, layers: Sequence[Layer]) -> Layer | None:
         """The largest layer where all are too small to be looked at; else a user would be told nothing at all."""
         largest = max(layers, key=lambda layer: layer.size, default=None)
-        small = largest is not None and all(each.weight is not None and each.size < self.min_size for each in layers)
+        small = largest is not None and all(0 < each.size < self.min_size for each in layers)
         return largest if small else None
 
     def _chosen(self, layers: Iterable[Layer]) -> list[Layer]:
-        found = [layer for layer in layers if layer.weight is None or layer.size >= self.min_size]
+        found = [layer for layer in layers if layer.size == 0 or layer.size >= self.min_size]
         if self.only:
             found = [layer for layer in found if _is_named(layer, self.only)]
         found = [layer for layer in found if not _is_named(layer, self.ignored)]
@@ -158,60 +203,116 @@ class Factorize:
         ranked = sorted(found, key=lambda layer: (layer.macs, layer.size), reverse=True)[: self.largest]
         return [layer for layer in found if layer in ranked]
 
-    def _ranks(self, layers: Sequence[Layer]) -> list[int]:
-        """A rank for each layer; 0 leaves it alone."""
-        grid = None if self.round_to == "auto" else self.round_to
-        if self.target is not None:
-            offers = [
-                Offers(_sizes(layer), layer.decomposition().energy(), layer.macs or layer.size) for layer in layers
-            ]
-            return ranks_for_target(offers, self.target, grid)
-        ranks = []
+    def _study(self, layers: Sequence[Layer], model: ir.Model, context: Context, sampled: bool) -> None:
+        """What each layer can become, and what it loses by that."""
+        by_node = {layer.node: layer for layer in layers}
+        if sampled:
+            for layer in layers:
+                layer.why = _unseen(layer, len(context.samples))
+            weights = {layer.node: layer.weight for layer in layers if not layer.why and layer.weight is not None}
+            batches = stacked(model, context.samples)
+            for node, seen in gather(
+                model, batches, weights, seed=context.seed, threads=context.threads, progress=context.progress
+            ):
+                layer = by_node[node]
+                try:
+                    layer.offers = self._judged(layer, seen)
+                except ValueError as err:
+                    layer.why = str(err)
         for layer in layers:
+            if not layer.offers and (not sampled or layer.why):
+                layer.offers = self._offers(layer, None)
+                layer.sampled = False
+
+    def _offers(self, layer: Layer, seen: Seen | None) -> list[Offer]:
+        forms = FORMS if self.form == "auto" else (self.form,)
+        grid = None if self.round_to == "auto" else self.round_to
+        return offers(layer.node, seen, layer.x, layer.y, forms=forms, grid=grid)
+
+    def _judged(self, layer: Layer, seen: Seen) -> list[Offer]:
+        """Offers with their errors on samples that were held out, where those are larger."""
+        layer.sampled = True
+        found = self._offers(layer, seen)
+        if seen.held is None:
+            return found
+        return [dataclasses.replace(o, error=max(o.error, held_error(layer.node, o, seen))) for o in found]
+
+    def _wanted(self, layers: Sequence[Layer]) -> list[list[Offer]]:
+        """For each layer the offers that meet what is asked, best first; none leaves it alone."""
+        if self.target is not None:
+            points = [[(offer.macs, offer.error) for offer in layer.offers] for layer in layers]
+            chosen = choose([layer.macs for layer in layers], points, self.target)
+            return [[layer.offers[at]] if at >= 0 else [] for layer, at in zip(layers, chosen, strict=True)]
+        found = []
+        for layer in layers:
+            kept = self.energy or _KEPT["output" if layer.sampled else "weight"]
             if self.ratio is not None:
-                rank = rank_for_ratio(*_sizes(layer), self.ratio)
-                ranks.append(round_rank(rank, grid, up=False) if rank else 0)
-                continue
-            rank = rank_for_energy(layer.decomposition().s, 0.98 if self.energy is None else self.energy)
-            rounded = round_rank(rank, grid, up=True)
-            # off the grid rather than not at all: the measurement has the last word
-            ranks.append(min(rounded, max(rank, break_even(*_sizes(layer)))))
-        return ranks
+                limit = (1 - self.ratio) * layer.macs * (1 + 1e-9)
+                found.append(_best([o for o in layer.offers if _cost(o) <= limit], lambda o: o.error))
+            else:
+                found.append(_best([o for o in layer.offers if o.error <= 1 - kept + 1e-12], _cost))
+        return found
 
     def _factorize(
-        self, layer: Layer, rank: int, model: ir.Model, shapes: Shapes, names: Names, context: Context
+        self, layer: Layer, candidates: Sequence[Offer], model: ir.Model, names: Names, watch: Stopwatch
     ) -> Change:
-        assert layer.weight is not None
-        if rank == 0:
-            return _refusal(layer, "pays", "the target is met without it" if self.target else "no rank is low enough")
-        if (reason := saves_nothing(layer, rank)) is not None:
-            return _refusal(layer, "pays", reason)
-        factors = layer.decomposition().factors(rank)
-        stored = [part.astype(layer.weight.dtype) for part in (factors.a, factors.b)]
-        details = _details(layer, rank, factors, stored)
-        if not all(np.isfinite(part.astype(np.float64)).all() for part in stored):
-            return _refusal(layer, "representable", f"the factors do not fit into {layer.weight.dtype.name}", details)
-        details["latency"] = "not measured"
-        if self.measure != "never":
-            timing = measure(layer, stored, model, shapes, context)
+        if not candidates:
+            return _refusal(layer, "pays", self._too_dear(layer))
+        refusals = []
+        for offer in candidates:
+            assert layer.weight is not None
+            parts = stored(layer.node, offer)
+            details = _details(layer, offer, parts)
+            if not all(np.isfinite(part.astype(np.float64)).all() for part in parts):
+                reason = f"the factors do not fit into {layer.weight.dtype.name}"
+                refusals.append(_refusal(layer, "representable", reason, details))
+                continue
+            details["latency"] = "not measured"
+            timing = watch(layer, offer) if self.measure != "never" else None
             if timing is not None:
                 details["latency"] = {"ratio": timing.ratio, "low": timing.low, "high": timing.high}
                 if timing.high >= 1:
                     spread = f"{timing.ratio:.2f} of the time ({timing.low:.2f} to {timing.high:.2f})"
-                    return _refusal(layer, "measured_faster", f"not measured faster: {spread}", details)
+                    refusals.append(_refusal(layer, "measured_faster", f"not measured faster: {spread}", details))
+                    continue
             elif self.measure == "always":
                 return _refusal(layer, "measured_faster", "its time cannot be measured", details)
-        where = (label_of(layer.node),)
-        saved = layer.weight.nbytes - sum(part.nbytes for part in stored)
-        split(layer.node, layer.place, stored, names, opset_of(model))
-        rows, columns = _sizes(layer)
-        return Change(self.name, where, f"split {rows} x {columns} at rank {rank}", bytes_saved=saved, details=details)
+            where, saved = (label_of(layer.node),), layer.weight.nbytes - sum(part.nbytes for part in parts)
+            split(model, layer.node, offer, names)
+            return Change(self.name, where, f"{_what(layer)} {_how(offer)}", bytes_saved=saved, details=details)
+        return refusals[0]
+
+    def _too_dear(self, layer: Layer) -> str:
+        """Why nothing is offered."""
+        if not layer.offers:
+            return "no form of any rank takes fewer multiply-accumulates"
+        if self.target is not None:
+            return "the target is met without it"
+        if self.ratio is not None:
+            return "no form of any rank is as cheap as that"
+        least = min(offer.error for offer in layer.offers)
+        return f"no form that saves anything loses less than {least:.3g} of its energy"
 
 
-def _sizes(layer: Layer) -> tuple[int, int]:
-    assert layer.weight is not None
-    rows, columns = layer.weight.shape
-    return rows, columns
+def _unseen(layer: Layer, samples: int) -> str:
+    """Why the samples cannot say what a layer reads; empty where they can."""
+    if samples < _FEWEST:
+        return f"fewer than {_FEWEST} samples"
+    if not is_linear(layer.node) or constant_of(layer.node) != layer.place:
+        return "its weight or its bias is no constant of its own"
+    return ""
+
+
+def _cost(offer: Offer) -> float:
+    return offer.macs * (1 + _PER_NODE * (offer.nodes - 2))
+
+
+def _best(offers: Sequence[Offer], key: Callable[[Offer], float]) -> list[Offer]:
+    """The best offer of each form, best form first."""
+    found: dict[str, Offer] = {}
+    for offer in sorted(offers, key=lambda offer: (key(offer), offer.macs)):
+        found.setdefault(offer.form, offer)
+    return list(found.values())
 
 
 def _is_named(layer: Layer, globs: Sequence[str]) -> bool:
@@ -220,26 +321,55 @@ def _is_named(layer: Layer, globs: Sequence[str]) -> bool:
     return any(fnmatchcase(name, glob) for name in names for glob in globs)
 
 
-def _refusal(layer: Layer, guard: str, reason: str, details: dict[str, Any] | None = None) -> Change:
-    what = "" if layer.weight is None else f" {layer.weight.shape[0]} x {layer.weight.shape[1]}"
-    return Change("factorize", (label_of(layer.node),), f"split{what}", reason, guard, details=details or {})
+def _what(layer: Layer) -> str:
+    """`split 64 x 48`, or `split 3 x 3 Conv 64 to 128`."""
+    if layer.weight is None:
+        return "split"
+    depth, outputs = layer.weight.shape
+    if not layer.kernel:
+        return f"split {depth} x {outputs}"
+    size = " x ".join(str(side) for side in layer.kernel)
+    return f"split {size} Conv {depth // int(np.prod(layer.kernel))} to {outputs}"
 
 
-def _details(layer: Layer, rank: int, factors: Factors, stored: Sequence[np.ndarray]) -> dict[str, Any]:
-    """What a reader can check: the error is that of the factors as they are stored, rounding included."""
+def _how(offer: Offer) -> str:
+    rank = " and ".join(str(rank) for rank in offer.ranks)
+    return f"at rank {rank}" if offer.form == "matrix" else f"at rank {rank}, {offer.form}"
+
+
+def _refusal(layer: Layer, guard: str, reason: str, details: Mapping[str, Any] | None = None) -> Change:
+    return Change("factorize", (label_of(layer.node),), _what(layer), reason, guard, details=details or {})
+
+
+def _details(layer: Layer, offer: Offer, parts: Sequence[np.ndarray]) -> dict[str, Any]:
+    """What a reader can check."""
     assert layer.weight is not None
-    rows, columns = layer.weight.shape
-    left = layer.weight.astype(np.float64) - stored[0].astype(np.float64) @ stored[1].astype(np.float64)
-    return {
-        "rows": rows,
-        "columns": columns,
-        "rank": rank,
-        "energy": factors.kept_energy,
-        "first_dropped": factors.first_dropped,
-        "spectral_error": _spectral_norm(left),
+    details: dict[str, Any] = {
+        "rows": layer.weight.shape[0],
+        "columns": layer.weight.shape[1],
+        "form": offer.form,
+        "rank": offer.rank,
+        "ranks": list(offer.ranks),
+        "criterion": "output" if layer.sampled else "weight",
+        "error": offer.error,
+        "energy": 1 - offer.error,
         "macs_before": layer.macs,
-        "macs_after": layer.macs * rank * (rows + columns) // (rows * columns),
+        "macs_after": offer.macs,
     }
+    if layer.why:
+        details["criterion_because"] = layer.why
+    if isinstance(offer.curve, Matrix) and not layer.sampled:
+        # of the factors as they are stored, rounding included
+        a, b = (part.astype(np.float64) for part in parts)
+        left = layer.weight.astype(np.float64) - (a @ b if offer.form == "matrix" else _product(a, b))
+        dropped = offer.curve.found.factors(offer.rank).first_dropped
+        details |= {"first_dropped": dropped, "spectral_error": _spectral_norm(left)}
+    return details
+
+
+def _product(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of the kernels [r, c, taps...] and [n, r, 1...]: d x n."""
+    return np.asarray(first.reshape(len(first), -1).T @ second.reshape(len(second), -1).T)
 
 
 def _spectral_norm(array: np.ndarray) -> float:

@@ -19,6 +19,7 @@ __all__ = [
     "decompose",
     "rank_for_energy",
     "rank_for_ratio",
+    "ranks_up_to",
     "round_rank",
     "truncated_svd",
 ]
@@ -43,7 +44,11 @@ class Factors:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decomposition:
-    """W = U diag(s) V', thin: U is d x k, s has k = min(d, n) elements in falling order, V' is k x n; float64."""
+    """W = U diag(s) V', thin: U is d x k, s has k = min(d, n) elements in falling order, V' is k x n; float64.
+
+    The rows of V' are orthonormal. So are the columns of U in the metric in which s^2 is an error: the identity in
+    `decompose`, the Gram matrix of the inputs in `whitened.whiten`.
+    """
 
     u: np.ndarray
     s: np.ndarray
@@ -57,16 +62,24 @@ class Decomposition:
         return np.asarray(np.cumsum(squares) / total if total > 0 else np.ones_like(squares))
 
     def factors(self, rank: int) -> Factors:
-        """The best product of a given rank; sqrt(s) goes to each side, so that both are of like scale.
+        """The best product of a given rank; each pair of a column and a row is of like norm.
 
         Args:
             rank: 1 to k.
         """
         if not 1 <= rank <= self.s.size:
             raise ValueError(f"rank must lie between 1 and {self.s.size}, found {rank}")
-        root = np.sqrt(self.s[:rank])
         dropped = float(self.s[rank]) if rank < self.s.size else 0.0
-        return Factors(self.u[:, :rank] * root, root[:, None] * self.vt[:rank], float(self.energy()[rank - 1]), dropped)
+        norms = np.linalg.norm(self.u[:, :rank], axis=0)
+        norms[norms == 0] = 1.0
+        a = self.u[:, :rank] * np.sqrt(self.s[:rank] / norms)
+        b = np.sqrt(self.s[:rank] * norms)[:, None] * self.vt[:rank]
+        return Factors(a, b, float(self.energy()[rank - 1]), dropped)
+
+    def tail(self) -> np.ndarray:
+        """Squared error at each rank 1 ... k: the sum of the dropped s^2."""
+        squares = self.s**2
+        return np.asarray(np.append(np.cumsum(squares[::-1])[::-1][1:], 0.0))
 
 
 def decompose(weight: np.ndarray) -> Decomposition:
@@ -125,15 +138,21 @@ def break_even(rows: int, columns: int) -> int:
     return (rows * columns - 1) // (rows + columns)
 
 
+def ranks_up_to(largest: int, grid: int | None) -> list[int]:
+    """The ranks of the grid of `round_rank` from 1 to `largest`; this is the last of them even where it lies off it."""
+    ranks = {round_rank(rank, grid, up=False) for rank in range(1, largest + 1)}
+    return sorted({*ranks, largest}) if largest > 0 else []
+
+
 def round_rank(rank: int, grid: int | None, *, up: bool) -> int:
     """A rank on the grid of widths that run fast.
 
     Args:
         rank: At least 1.
-        grid: Multiples of this; None takes 16 from 32 on, 8 from 8 on and 1 below (blocks of a CPU's vectors).
+        grid: Multiples of this; None takes 16 from 64 on, 8 from 8 on and 1 below (blocks of a CPU's vectors).
         up: To the next multiple; else to the one before, but never to 0.
     """
-    step = grid or (16 if rank >= 32 else 8 if rank >= 8 else 1)
+    step = grid or (16 if rank >= 64 else 8 if rank >= 8 else 1)
     if up:
         return -(-rank // step) * step
     return rank // step * step or rank

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxslim_core.lowrank.ranks import Offers, ranks_for_target
+from onnxslim_core.lowrank.ranks import choose
 from onnxslim_core.lowrank.svd import (
     break_even,
     decompose,
@@ -127,7 +127,9 @@ def test_break_even_is_the_largest_rank_that_saves_anything(rows: int, columns: 
     [
         (31, None, False, 24),
         (33, None, False, 32),
-        (33, None, True, 48),
+        (33, None, True, 40),
+        (65, None, False, 64),
+        (65, None, True, 80),
         (9, None, True, 16),
         (5, None, True, 5),
         (5, None, False, 5),
@@ -152,32 +154,37 @@ def test_ranks_out_of_range_are_refused(rank: int) -> None:
         truncated_svd(np.eye(3), rank)
 
 
-def _loss(offers: list[Offers], ranks: list[int]) -> tuple[float, float]:
-    cost = loss = 0.0
-    for matrix, rank in zip(offers, ranks, strict=True):
-        rows, columns = matrix.sizes
-        cost += matrix.cost * (rank * (rows + columns) / (rows * columns) if rank else 1.0)
-        loss += 1 - float(matrix.energy[rank - 1]) if rank else 0.0
-    return cost, loss
+def _offers(seed: int, power: int, cost: float) -> list[tuple[float, float]]:
+    """(cost, loss) of a matrix of 12 x 10 at every rank that saves something, in a jumbled order."""
+    energy = decompose(_matrix(12, 10, seed) ** power).energy()
+    ranks = np.random.default_rng(seed).permutation(np.arange(1, break_even(12, 10) + 1))
+    return [(cost * int(rank) * 22 / 120, 1 - float(energy[rank - 1])) for rank in ranks]
 
 
 @pytest.mark.parametrize("target", [0.3, 0.5, 0.7, 0.9])
 def test_target_is_met_and_nearly_as_well_as_by_trying_everything(target: float) -> None:
-    offers = [
-        Offers((12, 10), decompose(_matrix(12, 10, seed) ** power).energy(), cost)
-        for seed, power, cost in ((0, 1, 500.0), (1, 3, 1000.0), (2, 1, 200.0))
+    costs = [500.0, 1000.0, 200.0]
+    offers = [_offers(seed, power, cost) for (seed, power), cost in zip(((0, 1), (1, 3), (2, 1)), costs, strict=True)]
+    taken = [
+        each[at] if at >= 0 else (cost, 0.0)
+        for each, at, cost in zip(offers, choose(costs, offers, target), costs, strict=True)
     ]
-    found = _loss(offers, ranks_for_target(offers, target, 1))
-    total = sum(matrix.cost for matrix in offers)
-    tried = [_loss(offers, [a, b, c]) for a in range(6) for b in range(6) for c in range(6)]
-    best = min(loss for cost, loss in tried if cost <= target * total)
+    spent, lost = (sum(part) for part in zip(*taken, strict=True))
+    rows = [[(cost, 0.0), *each] for cost, each in zip(costs, offers, strict=True)]
+    tried = [(a[0] + b[0] + c[0], a[1] + b[1] + c[1]) for a in rows[0] for b in rows[1] for c in rows[2]]
+    best = min(loss for cost, loss in tried if cost <= target * sum(costs))
     # one step more of the dearest matrix is what greedy may be off by
-    slack = min(loss for cost, loss in tried if cost <= target * total - 1000 * 22 / 120)
-    assert found[0] <= target * total
-    assert best - 1e-12 <= found[1] <= slack + 1e-12
+    slack = min(loss for cost, loss in tried if cost <= target * sum(costs) - 1000 * 22 / 120)
+    assert spent <= target * sum(costs)
+    assert best - 1e-12 <= lost <= slack + 1e-12
 
 
 def test_a_target_out_of_reach_takes_the_cheapest() -> None:
-    matrix = Offers((64, 48), decompose(_matrix(64, 48)).energy(), 1.0)
-    assert ranks_for_target([matrix], 0.001, None) == [1]
-    assert ranks_for_target([], 0.5) == []
+    assert choose([1.0], [[(0.5, 0.1), (0.1, 0.9), (0.3, 0.2)]], 0.001) == [1]
+    assert choose([], [], 0.5) == []
+
+
+def test_an_offer_that_costs_more_or_loses_more_than_another_is_not_taken() -> None:
+    offers = [[(2.0, 0.0), (0.5, 0.3), (0.5, 0.2), (0.6, 0.9)]]
+    assert choose([1.0], offers, 0.7) == [2]
+    assert choose([1.0], [[(2.0, 0.0)]], 0.7) == [-1]
