@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxslim_core.graph import attribute, is_op
 
 from ._merge_place import Merge, Single
-from ._merge_terms import Geometry, term_at, term_of
+from ._merge_terms import Geometry, only_reader, term_at, term_of
 
 __all__ = ["Chain", "chain_at"]
 
@@ -24,10 +24,6 @@ class Chain(Merge):
     def nodes(self) -> tuple[ir.Node, ...]:
         """All of both."""
         return tuple(node for term in self.terms for node in term.nodes())
-
-    def inner(self) -> tuple[ir.Value, ...]:
-        """All but the result."""
-        return tuple(node.outputs[0] for node in self.nodes()[:-1])
 
     def taken_in(self) -> ir.Value:
         """What the second makes."""
@@ -106,11 +102,13 @@ def _convolve(w1: np.ndarray, w2: np.ndarray, first: Geometry, second: Geometry,
 
 
 def chain_at(node: ir.Node, model: ir.Model) -> Chain | None:
-    """This linear node reads another one."""
+    """This linear node alone reads another one."""
     source = node.inputs[0] if node.inputs else None
     second = term_of(node)
     first = term_at(source, node.graph)
-    if first is None or second is None or second.groups != 1 or first.groups != 1 or first.outputs != second.inputs:
+    if first is None or second is None or only_reader(first.out) is not node:
+        return None
+    if second.groups != 1 or first.groups != 1 or first.outputs != second.inputs:
         return None
     if (first.geometry is None) != (second.geometry is None):
         return None

@@ -28,10 +28,6 @@ class Copies(Merge):
         """The Concat and its readers."""
         return (self.node, *(term.node for term in self.terms))
 
-    def inner(self) -> tuple[ir.Value, ...]:
-        """Nothing that anybody else could read: its readers are all known."""
-        return ()
-
     @property
     def distinct(self) -> list[ir.Value]:
         """The inputs, each once."""

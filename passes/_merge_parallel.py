@@ -13,7 +13,7 @@ from onnxslim_core.graph import attribute, is_op
 
 from ._affine import coefficients, constant, rank_of
 from ._merge_place import Merge, Single
-from ._merge_terms import Geometry, Term, embed, term_at
+from ._merge_terms import Geometry, Term, embed, only_reader, term_read_by
 
 __all__ = ["Neighbours", "Sum", "along_channels", "neighbours_at", "sum_at"]
 
@@ -37,10 +37,6 @@ class Sum(Merge):
         """Summands, then the sum."""
         extra = () if self.plain is None else (self.plain,)
         return (*(node for term in self.terms for node in term.nodes()), *extra, self.node)
-
-    def inner(self) -> tuple[ir.Value, ...]:
-        """All but the sum."""
-        return tuple(node.outputs[0] for node in self.nodes()[:-1])
 
     def work(self) -> tuple[float, float]:
         """Per output position."""
@@ -99,7 +95,9 @@ def _keeps_places(term: Term) -> bool:
 
 def sum_at(node: ir.Node, model: ir.Model) -> Sum | None:
     """This Add joins two linear nodes of one input, or one and its input."""
-    left, right = (term_at(value, node.graph) for value in node.inputs)
+    if len(node.inputs) != 2:
+        return None
+    left, right = (term_read_by(value, node) for value in node.inputs)
     if left is not None and right is not None:
         return Sum(node, model, (left, right)) if _alike(left, right) else None
     term, other = (left, node.inputs[1]) if left is not None else (right, node.inputs[0])
@@ -163,10 +161,6 @@ class Neighbours(Merge):
         """Terms, activations, Concat."""
         return (*(node for term in self.terms for node in term.nodes()), *self.activations, self.node)
 
-    def inner(self) -> tuple[ir.Value, ...]:
-        """All but the result."""
-        return tuple(node.outputs[0] for node in self.nodes()[:-1])
-
     @property
     def is_all(self) -> bool:
         """True where nothing is left to concatenate."""
@@ -212,10 +206,10 @@ def neighbours_at(node: ir.Node, model: ir.Model) -> Neighbours | None:
 def _ending(value: ir.Value | None, concat: ir.Node) -> tuple[Term, ir.Node | None] | None:
     """The term that a value is made by, perhaps through an activation."""
     node = value.producer() if value is not None else None
-    if node is None or node.graph is not concat.graph:
+    if value is None or node is None or only_reader(value) is not concat:
         return None
     act = node if is_op(node, *_ACTIVATIONS) and len(node.inputs) == 1 else None
-    term = term_at(value if act is None else act.inputs[0], concat.graph)
+    term = term_read_by(value, concat) if act is None else term_read_by(act.inputs[0], act)
     return None if term is None or term.groups != 1 else (term, act)
 
 

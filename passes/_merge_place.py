@@ -53,10 +53,6 @@ class Merge(Match):
 
     terms: tuple[Term, ...]
 
-    def inner(self) -> tuple[ir.Value, ...]:
-        """The values that are no longer made."""
-        raise NotImplementedError
-
     def single(self) -> Single:
         """What the one node computes."""
         raise NotImplementedError

@@ -16,7 +16,7 @@ from onnxslim_core.graph import attribute, is_op, users_of
 
 from ._affine import FLOATS, constant, rank_of, source_index, varies_along
 
-__all__ = ["Geometry", "Term", "embed", "geometry_of", "only_reader", "term_at", "term_of"]
+__all__ = ["Geometry", "Term", "embed", "geometry_of", "only_reader", "term_at", "term_of", "term_read_by"]
 
 _SAME = ("SAME_UPPER", "SAME_LOWER")
 
@@ -189,6 +189,11 @@ def term_at(value: ir.Value | None, graph: ir.Graph | ir.Function | None) -> Ter
             return None
     term = term_of(node)
     return term if term is not None and term.out is value and term.node.graph is graph else None
+
+
+def term_read_by(value: ir.Value | None, reader: ir.Node) -> Term | None:
+    """The term that makes a value which nobody but this node reads."""
+    return None if value is None or only_reader(value) is not reader else term_at(value, reader.graph)
 
 
 def only_reader(value: ir.Value) -> ir.Node | None:

@@ -27,7 +27,7 @@ import onnx_ir as ir
 
 from onnxslim_core.channels.records import BATCHNORM, BatchNormRecord
 from onnxslim_core.errors import RecipeError
-from onnxslim_core.graph import attribute, is_op, label_of, opset_of, users_of
+from onnxslim_core.graph import attribute, is_op, label_of, opset_of
 from onnxslim_core.rewrite import Change, Context, Edit, Guard, Kind, Rewrite, apply
 
 from ._affine import constant
@@ -41,18 +41,6 @@ __all__ = ["MergeConvs"]
 
 _NODE_BYTES = 32
 """About what a node takes in the file without its names."""
-
-
-def nobody_else_reads(m: Merge, options: MergeConvs) -> str | None:
-    """What lies between is no longer made."""
-    own = set(m.nodes())
-    for value in m.inner():
-        users, is_output = users_of(value)
-        if is_output:
-            return f"'{value.name}' is an output of the graph"
-        if any(user not in own for user, _ in users):
-            return f"'{value.name}' is read by {len(users)} nodes"
-    return None
 
 
 def bias_is_per_channel(m: Merge, options: MergeConvs) -> str | None:
@@ -138,7 +126,6 @@ class MergeConvs(Rewrite):
     kind: ClassVar[Kind] = Kind.ALGEBRAIC
     ops: ClassVar[frozenset[str]] = frozenset({"Add", "Concat", "Conv", "Gemm", "MatMul"})
     guards: ClassVar[tuple[Guard, ...]] = (
-        nobody_else_reads,
         bias_is_per_channel,
         border_stays,
         pays,
