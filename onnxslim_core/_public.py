@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from onnxslim_core.calibration.source import Data, load_function
+from onnxslim_core.calibration.code import load_function
+from onnxslim_core.calibration.source import Data
 from onnxslim_core.errors import MeasureError
 from onnxslim_core.measure.fidelity import Fidelity
 from onnxslim_core.measure.fidelity import compare as compare_answers

@@ -17,7 +17,8 @@ from typing import Any
 
 from onnxslim_core._feeds import open_feeds
 from onnxslim_core._job import Clock, Job, said
-from onnxslim_core.calibration.source import Data, call_source, load_function
+from onnxslim_core.calibration.code import call_source, load_function
+from onnxslim_core.calibration.source import Data
 from onnxslim_core.errors import BudgetError, ModelError, RecipeError
 from onnxslim_core.measure.fidelity import beside
 from onnxslim_core.measure.session import open_file, open_session, run
@@ -255,7 +256,8 @@ def _source(data: Data | None, recipe: Recipe, allow_code: bool) -> Data | None:
     """What to read samples from: what the user names, else what the recipe does."""
     if data is not None:
         # naming a function on the command line is the permission to run it
-        return call_source(data, Path.cwd()) if isinstance(data, str) and ".py:" in data else data
+        found: Data = call_source(data, Path.cwd()) if isinstance(data, str) and ".py:" in data else data
+        return found
     named = recipe.data.source
     if named is None:
         return None
@@ -264,4 +266,5 @@ def _source(data: Data | None, recipe: Recipe, allow_code: bool) -> Data | None:
         return folder / named
     if not allow_code:
         raise RecipeError(f"{recipe.name}: source '{named}' is code", "let it run with --allow-code")
-    return call_source(named, folder)
+    told: Data = call_source(named, folder)
+    return told

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
 import numpy as np
 
 from onnxslim_core.calibration.arrays import read_npy, read_npz
-from onnxslim_core.calibration.columns import Array, Chain, Column, array_column, constant
+from onnxslim_core.calibration.columns import Array, Chain, Column, Constant, array_column, constant
 from onnxslim_core.calibration.diversity import halves
 from onnxslim_core.calibration.folders import Found, look
 from onnxslim_core.calibration.images import ImageColumn, folder_labels, image_columns
@@ -31,7 +30,7 @@ from onnxslim_core.rewrite import Sample
 if TYPE_CHECKING:
     from onnxslim_core.model import Model
 
-__all__ = ["DEFAULT_SAMPLES", "Data", "Source", "call_source", "load_function", "open_source"]
+__all__ = ["DEFAULT_SAMPLES", "Data", "Source", "open_source"]
 
 DEFAULT_SAMPLES = 512
 """At most so many samples are read where nobody says how many."""
@@ -93,6 +92,10 @@ class Source(Sequence[Sample]):
     def origins(self) -> list[int]:
         """Which image, recording or row each sample was taken from, by number; equal samples are of one origin."""
         return [self.numbers_of_origin[i] for i in self.indices]
+
+    def uses(self, name: str) -> bool:
+        """True where the size or the value of an input was left to the caller: images, and inputs with one value."""
+        return isinstance(self.columns.get(name), ImageColumn | Constant)
 
     @property
     def digest(self) -> str:
@@ -387,33 +390,3 @@ def _per_sample(what: str, key: str, arrays: Mapping[str, Array], name: str, tot
         raise DataError(f"{name}: {values.shape} {what} for {total} samples")
     per = len(values) // total
     return [values[i * per : (i + 1) * per] for i in range(total)]
-
-
-def call_source(named: str, folder: Path) -> Data:
-    """What the function of `file.py:function` returns, called without an argument; see `load_function`."""
-    found: Data = load_function(named, folder)()
-    return found
-
-
-def load_function(named: str, folder: Path) -> Callable[..., Any]:
-    """The function of `file.py:function`. The file is run: the caller has made sure that it may.
-
-    Args:
-        named: The file, relative to the folder, and the function in it.
-        folder: Where relative paths start.
-
-    Raises:
-        DataError: if there is no such file or function.
-    """
-    file, _, function = named.rpartition(":")
-    path = folder / file
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise DataError(f"no such Python file: '{path}'")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = getattr(module, function, None)
-    if not callable(found):
-        raise DataError(f"'{path.name}' has no function '{function}'")
-    checked: Callable[..., Any] = found
-    return checked

@@ -32,9 +32,18 @@ def _options(*options: Callable[[Function], Function]) -> Callable[[Function], F
 
 
 _feeds = _options(
-    click.option("--data", metavar="D", help="Samples: a .npz with arrays by input name."),
     click.option(
-        "--shape", "shapes", multiple=True, metavar="NAME=1x3x320x320", help="Size of an input, where it is random."
+        "--data",
+        metavar="D",
+        help="Samples: a .npz with arrays by input name, a .npy, a folder of either, a folder or zip of images, or "
+        "FILE.py:FUNCTION.",
+    ),
+    click.option(
+        "--shape",
+        "shapes",
+        multiple=True,
+        metavar="NAME=1x3x320x320",
+        help="Size of an input, where it is random or images.",
     ),
     click.option("--value", "values", multiple=True, metavar="NAME=V", help="Content of an input, where it is random."),
 )
@@ -127,7 +136,13 @@ def inspect(
 @click.option("--output", "-o", required=True, metavar="OUT", help="Where the result is written.")
 @click.option("--recipe", metavar="R.toml", help="What to do.  [default: exact passes only]")
 @click.option("--preset", metavar="NAME", help="A recipe that ships with the program.")
-@click.option("--set", "settings", multiple=True, metavar="PASS.OPTION=VALUE", help="Change an option of the recipe.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="PASS.OPTION=VALUE",
+    help="Change an option of the recipe, or of [data].",
+)
 @click.option("--budget", metavar="B.toml", help="What the result may cost; replaces the recipe's.")
 @click.option("--metric", metavar="FILE.py:FUNCTION", help="Runs (outputs, labels) -> float for the budget's metric.")
 @click.option("--report", metavar="R.json", help="Write the report here.")

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxslim_core.calibration.spec import DataSpec
-from onnxslim_core.errors import DataError, MeasureError, RecipeError, SlimError
+from onnxslim_core.errors import MeasureError, RecipeError
 from onnxslim_core.graph import all_nodes
 from onnxslim_core.model import Model, load
 from onnxslim_core.recipe import Budget, Recipe, load_budget
@@ -71,9 +71,9 @@ def gather_samples(
         model: Whose inputs they must fit.
         data: See `calibration.source.Data`; None: what the spec names, else random.
         spec: How arrays become inputs.
-        seed: Of random inputs.
-        shapes: Sizes of random inputs.
-        values: Contents of random inputs.
+        seed: Of random inputs and crops.
+        shapes: Sizes of random inputs, and of images where the model leaves them open.
+        values: Contents of random inputs, and of those that the data has nothing for.
         count: How many random samples.
         limit: At most so many given samples.
 
@@ -81,23 +81,25 @@ def gather_samples(
         DataError: if the data is missing, broken or empty.
         MeasureError: if there is no data and no random input runs.
     """
-    from onnxslim_core.calibration.source import call_source, open_source
+    from onnxslim_core.calibration.code import call_source
+    from onnxslim_core.calibration.source import open_source
     from onnxslim_core.measure.inputs import random_samples
 
     if isinstance(data, str) and ".py:" in data:
-        data = _guarded(call_source, f"'{data}'")(data, Path.cwd())  # naming it is the permission to run it
+        data = call_source(data, Path.cwd())  # naming it is the permission to run it
     if data is None and spec is not None and spec.source is not None:
         data = _recipe_source(spec)
     if data is None:
         drawn = random_samples(model, count=count, seed=seed, shapes=shapes, values=values)
         return Samples(list(drawn), None, f"{len(drawn)} seeded random inputs (seed {seed}), no data given", False)
-    if shapes or values:
-        raise RecipeError("sizes and values are for random inputs, and data was given", "leave one of them out")
-    source = open_source(data, model, spec, limit=limit)
+    source = open_source(data, model, spec, limit=limit, seed=seed, shapes=shapes, values=values)
+    if idle := [name for name in (*(shapes or {}), *(values or {})) if not source.uses(name)]:
+        text = f"size or value of '{idle[0]}' is for random inputs, and data was given"
+        raise RecipeError(text, "leave one of them out")
     samples: list[Sample] = list(source)
-    if not samples:
-        raise DataError(f"{source.name}: empty, there is no sample in it")
-    return Samples(samples, source.labels, f"{len(samples)} samples of {source.name}", True)
+    said = f"{len(samples)} samples of {source.name}"
+    said += f" (assumed: {', '.join(source.assumed)})" if source.assumed else ""
+    return Samples(samples, source.labels, said, True)
 
 
 def _recipe_source(spec: DataSpec) -> Path:
@@ -222,26 +224,12 @@ def _scorer(metric: str | Callable[..., float] | None) -> Callable[..., float] |
     Raises:
         DataError: if the file or function is missing or fails on import.
     """
-    from onnxslim_core.calibration.source import load_function
+    from onnxslim_core.calibration.code import guarded, load_function
 
     if metric is None:
         return None
-    function = _guarded(load_function, f"'{metric}'")(metric, Path.cwd()) if isinstance(metric, str) else metric
-    return cast("Callable[..., float]", _guarded(function, "the metric"))
-
-
-def _guarded(function: Callable[..., Any], what: str) -> Callable[..., Any]:
-    """A user's function: whatever it does, also `sys.exit(0)`, is neither our bug nor a pass."""
-
-    def call(*arguments: Any) -> Any:
-        try:
-            return function(*arguments)
-        except SlimError:
-            raise
-        except (Exception, SystemExit) as err:
-            raise DataError(f"{what} fails when it is run: {type(err).__name__}: {err}") from err
-
-    return call
+    function = load_function(metric, Path.cwd()) if isinstance(metric, str) else metric
+    return cast("Callable[..., float]", guarded(function, "the metric"))
 
 
 def _facts(

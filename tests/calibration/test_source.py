@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxslim_core.calibration.source import Source, load_function, open_source
+from onnxslim_core.calibration.code import load_function
+from onnxslim_core.calibration.source import Source, open_source
 from onnxslim_core.calibration.spec import DataInput, DataSpec
 from onnxslim_core.errors import DataError
 from onnxslim_core.measure.inputs import InputSpec
