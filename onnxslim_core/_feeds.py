@@ -153,7 +153,8 @@ def open_feeds(
 
 def _cut(source: Source, model: Model, recipe: Recipe) -> Source:
     """Fewer samples of costly models; as many as the recipe says where it says so."""
-    if recipe.data.samples is not None or recipe.data.crops is not None:
+    said = recipe.data
+    if said.samples is not None or said.max_samples is not None or said.crops is not None:
         return source
     macs = cost(model, source[0]).macs
     return source.first(max(16, int(JUDGING_MACS / macs)) if macs else len(source))

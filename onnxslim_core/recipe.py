@@ -307,9 +307,10 @@ def _data_with(data: DataSpec, option: str, value: object, errors: Errors) -> Da
         read = _read_data({option: value}, errors)
         if option not in _DATA_KEYS:
             return data
-        # what was said of the other one was said of other data
-        other = {"crops": {"samples": None}, "samples": {"crops": None}}.get(option, {})
-        return dataclasses.replace(data, **{option: getattr(read, option)}, **other)  # type: ignore[arg-type]
+        how_many = (
+            dict.fromkeys(("samples", "max_samples", "crops")) if option in ("samples", "max_samples", "crops") else {}
+        )
+        return dataclasses.replace(data, **{**how_many, option: getattr(read, option)})
     entry = _read_data_input(of_input, {key: value}, errors)
     default = DataInput()
     told = {f.name: getattr(entry, f.name) for f in dataclasses.fields(entry)}
@@ -326,11 +327,11 @@ def _read_data(table: object, errors: Errors) -> DataSpec:
     found: dict[str, Any] = {}
     for key, hint in _DATA_KEYS.items():
         take(table, key, hint, "data", errors, found)
-    for key in ("samples", "crops"):
+    for key in ("samples", "max_samples", "crops"):
         if found.get(key, 1) < 1:
             errors.add("data", f"'{key}' is {found[key]}, allowed is 1 and above")
-    if "samples" in found and "crops" in found:
-        errors.add("data", "'samples' and 'crops' exclude each other: each crop is a sample")
+    if len(also := [key for key in ("samples", "max_samples", "crops") if key in found]) > 1:
+        errors.add("data", f"{' and '.join(repr(key) for key in also)} exclude each other: each says how many samples")
     inputs = table.get("inputs", {})
     if not isinstance(inputs, Mapping):
         errors.add("data.inputs", "not a table; write [data.inputs.NAME]")
@@ -342,6 +343,7 @@ def _read_data(table: object, errors: Errors) -> DataSpec:
 _DATA_KEYS: dict[str, Any] = {
     "source": str,
     "samples": int,
+    "max_samples": int,
     "labels": str,
     "origins": str,
     "crops": int,

@@ -166,7 +166,7 @@ def open_source(
         if wanted not in [entry.name for entry in inputs]:
             raise DataError(f"[data.inputs.{wanted}]: the model has no such input{_close(wanted, inputs)}")
     fixed = {**(values or {}), **{name: each.value for name, each in spec.inputs.items() if each.value is not None}}
-    count = spec.crops or spec.samples or limit or DEFAULT_SAMPLES
+    count = spec.crops or spec.samples or spec.max_samples or limit or DEFAULT_SAMPLES
     if not isinstance(data, str | Path):
         opened = _in_memory(data, inputs, spec, fixed, count)
     elif (found := look(Path(data))).kind == "images":
@@ -211,7 +211,7 @@ def _settle(opened: _Opened, spec: DataSpec, count: int) -> Source:
         hint = f"ask for samples = {opened.total} or fewer"
         hint += ", or for random 'crops' of the images" if opened.is_images and spec.crops is None else ""
         raise DataError(f"{opened.name}: {spec.samples} samples are asked for, it has {opened.total}", hint)
-    indices = tuple(_spread(opened.total, spec.samples or count))
+    indices = tuple(_spread(opened.total, count))
     columns = {name: column.chosen(indices) for name, column in opened.columns.items()}
     alone = "".join(column.print_of(0) for column in columns.values() if column.count == 1)
     many = [column for column in columns.values() if column.count != 1] or list(columns.values())

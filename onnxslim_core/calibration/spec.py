@@ -75,6 +75,7 @@ class DataSpec:
     Attributes:
         source: A path, relative to the recipe's folder, or `file.py:function`.
         samples: So many, and an error where there are fewer; None lets the job choose by the model's cost.
+        max_samples: At most so many, whatever the model costs.
         labels: The array of labels for a user's metric; "folder" where each class of images has a folder.
         inputs: By input of the model.
         folder: Where the recipe lies; relative paths start there.
@@ -88,6 +89,7 @@ class DataSpec:
 
     source: str | None = None
     samples: int | None = None
+    max_samples: int | None = None
     labels: str | None = None
     inputs: Mapping[str, DataInput] = field(default_factory=dict)
     folder: Path | None = None
