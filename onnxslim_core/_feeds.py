@@ -14,7 +14,8 @@ from onnxslim_core.errors import MeasureError
 from onnxslim_core.graph import all_nodes, attribute, is_op
 from onnxslim_core.measure.cost import Cost, cost
 from onnxslim_core.measure.inputs import random_samples
-from onnxslim_core.measure.session import open_session, run
+from onnxslim_core.measure.session import run
+from onnxslim_core.measure.truth import Plain
 from onnxslim_core.model import Model
 from onnxslim_core.recipe import Recipe
 from onnxslim_core.report import DataUsed
@@ -81,31 +82,29 @@ class Feeds:
 
 
 def open_feeds(
-    model: Model,
+    plain: Plain,
     recipe: Recipe,
     data: Data | None,
     shapes: Mapping[str, tuple[int, ...]],
     values: Mapping[str, object],
     seed: int,
-    threads: int,
 ) -> Feeds:
     """Find inputs that run, and cut given data into a half to decide with and a half to judge on.
 
     Args:
-        model: As it was loaded.
+        plain: Of the model as it was loaded; its session proves that what is found runs.
         recipe: Its `[data]` says names, layout, scale and number of samples.
         data: Given samples; None draws seeded random ones.
         shapes: Sizes for random inputs, and for images where the model leaves them open.
         values: Contents for random inputs, and for those that given data has nothing for.
         seed: Of the random inputs and of random crops.
-        threads: For the run that proves that given data fits.
 
     Raises:
         MeasureError: if onnxruntime cannot load the model, or not run it on given data.
         DataError: if given data is missing, broken or does not fit.
         RecipeError: if a shape or value does not fit the model.
     """
-    session = open_session(model, threads=threads, optimize=False)
+    model, session = plain.model, plain.session
     drawn: list[dict[str, Any]] = []
     problem = ""
     try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import mmap
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,9 +24,10 @@ from onnxslim_core.errors import InvalidModel, ModelError
 
 __all__ = [
     "ExternalData",
-    "bytes_in_one_file",
-    "inline_bytes",
+    "digest",
+    "digest_of_file",
     "needs_external",
+    "pieces",
     "read_bytes",
     "replace_files",
     "write_files",
@@ -225,29 +227,34 @@ def _pieces(model: ir.Model, put: _emit.Put | None) -> list[bytes | memoryview]:
     return [rest, _tag(_GRAPH) + _varint(len(graph) + sum(map(len, fields))), graph, *fields]
 
 
-def _within_limit(pieces: list[bytes | memoryview]) -> list[bytes | memoryview]:
-    if sum(map(len, pieces)) > _PROTO_LIMIT:
+def _within_limit(found: list[bytes | memoryview]) -> list[bytes | memoryview]:
+    if sum(map(len, found)) > _PROTO_LIMIT:
         raise ModelError("the model needs more than 2 GB in one file", "save it with external data")
-    return pieces
+    return found
 
 
-def bytes_in_one_file(model: ir.Model) -> int:
-    """What the model would take in one file, to the byte; no weight is copied, and 2 GB are no limit."""
-    return sum(map(len, _pieces(model, None)))
+def pieces(model: ir.Model) -> list[bytes | memoryview]:
+    """A model as one file, in pieces; no weight is copied, and 2 GB are no limit."""
+    return _pieces(model, None)
+
+
+def digest(parts: Iterable[bytes | memoryview]) -> str:
+    """Of the bytes in order, however they are cut."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """As `digest`, of the bytes of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def needs_external(model: ir.Model) -> bool:
     """True where the weights do not fit into one file, with some room for the rest."""
     return sum(t.nbytes for t in _tensors.tensors_of(model)) > _PROTO_LIMIT - 2**26
-
-
-def inline_bytes(model: ir.Model) -> bytes:
-    """The bytes of a model file that holds its weights.
-
-    Raises:
-        ModelError: if that is more than 2 GB.
-    """
-    return b"".join(_within_limit(_pieces(model, None)))
 
 
 def _goes_outside(tensor: ir.TensorProtocol) -> bool:
@@ -284,9 +291,9 @@ def write_files(model: ir.Model, path: Path, *, external: bool) -> None:
             for key, value in (("location", location), ("offset", offset), ("length", length)):
                 proto.external_data.add(key=key, value=str(value))
 
-        pieces = _within_limit(_pieces(model, put))
+        found = _within_limit(_pieces(model, put))
     with path.open("xb") as file:
-        file.writelines(pieces)
+        file.writelines(found)
 
 
 def replace_files(

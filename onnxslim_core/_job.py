@@ -34,12 +34,13 @@ from onnxslim_core.measure.counted import counted_by_data
 from onnxslim_core.measure.fidelity import Fidelity, Metric, Truth, compare
 from onnxslim_core.measure.inputs import random_samples
 from onnxslim_core.measure.latency import Latency, compare_latency
+from onnxslim_core.measure.truth import Plain
 from onnxslim_core.model import Model, wrap
 from onnxslim_core.passes import pass_class
 from onnxslim_core.recipe import Budget, Recipe
 from onnxslim_core.report import Asked, Report, StepRecord, headline, machine
 from onnxslim_core.rewrite import Change, Context, Pass, Progress, Sample
-from onnxslim_core.verify import Interface, verify
+from onnxslim_core.verify import Interface, infers, verify
 
 __all__ = ["Clock", "Job", "said"]
 
@@ -136,6 +137,7 @@ class Job:
         lean: Every byte counts, since the file would get too big otherwise: nodes without a name get none, and nothing
             is computed ahead that takes more room than it frees.
         apart: Every exact step works on a copy of its own, so that a fault can be laid at the door of one.
+        plain: The session that proved that `start` runs; closed where the model is large.
     """
 
     start: Model
@@ -151,6 +153,7 @@ class Job:
     metric: Metric | None
     latency_seconds: float
     progress: Progress
+    plain: Plain
     plan: list[_Planned] = field(default_factory=list)
     out: dict[int, StepRecord] = field(default_factory=dict)
     lean: bool = False
@@ -221,7 +224,7 @@ class Job:
         """Where the walk begins."""
         if self.feeds.cost is not None:
             return _State(model, Size(self.feeds.cost.bytes, self.feeds.cost.nodes))
-        return _State(model, size_of(model.ir))
+        return _State(model, size_of(model))
 
     def _moved(self, states: Sequence[_State]) -> list[int]:
         """The steps that changed the model for good; state 0 is before the first."""
@@ -252,6 +255,7 @@ class Job:
     def _step(self, planned: _Planned, last: _State, work: Model) -> _State:
         """Run one step on a copy of the state before it, tidy up, and judge it if it is lossy."""
         began = time.perf_counter()
+        work.seal(False)
         with self.clock("passes"):
             context = self._context(last.notes)
             changes = self._fit(planned.step).run(work.ir, context) if planned.step is not None else []
@@ -261,6 +265,7 @@ class Job:
             if self.lean or self._unnamed:
                 drop_given_names(work.ir.graph)
                 changes = [change for change in changes if not change.action.startswith("named ")]
+        work.seal()
         seconds = time.perf_counter() - began
         done = any(change.applied for change in changes)
         began = time.perf_counter()
@@ -271,7 +276,7 @@ class Job:
         size = last.size
         if done:
             with self.clock("counting"):
-                size = size_of(work.ir)
+                size = size_of(work)
         record = StepRecord(
             name=planned.name,
             exact=planned.exact,
@@ -381,14 +386,20 @@ class Job:
         key = id(model), id(samples)
         if key not in self.truths:
             parts = (self.budget or Budget()).parts
-            self.truths[key] = Truth(model, samples, parts, self.threads, self.seed)
+            plain = self.plain if model is self.plain.model else None
+            self.truths[key] = Truth(model, samples, parts, self.threads, self.seed, plain)
         return self.truths[key]
 
-    def answers(self, model: Model) -> Mapping[str, Any] | None:
-        """What a model answered to the first sample for judging, if that is still known."""
+    def answers(self, model: Model) -> tuple[Mapping[str, Any] | None, str | None]:
+        """What a model answered to the first sample for judging, and the digest of the file that was asked for it.
+
+        Either is None where it is not known; a model that takes more than one file has no digest.
+        """
         truth = self.truths.get((id(self.reference), id(self.feeds.judging)))
         latest = None if truth is None else truth.latest
-        return latest[1] if latest is not None and latest[0] is model else None
+        if latest is None or latest[0] is not model:
+            return None, None
+        return latest[1], model.digest()
 
     def _judge(self, model: Model) -> tuple[list[str], dict[str, float]]:
         """What a lossy step breaks, and the figures it was judged by."""
@@ -450,9 +461,10 @@ class Job:
             if not moved:
                 return None
             interface = Interface.of(self.start.ir)
-            if self.feeds.misdeclared:
-                # folding shows what the declaration hid: then failing inference tells nothing of the step
-                interface = dataclasses.replace(interface, infers=False)
+            if not verify(states[moved[-1]].model.ir, interface):
+                return None
+            # folding shows what the declaration hid: then failing inference tells nothing of the step
+            interface = dataclasses.replace(interface, infers=not self.feeds.misdeclared and not infers(self.start.ir))
             if not verify(states[moved[-1]].model.ir, interface):
                 return None
             known = set(verify(self.start.ir, interface))

@@ -46,6 +46,23 @@ class Model:
     ir: onnx_ir.Model
     source: Path | None = None
     notes: list[Change] = field(default_factory=list)
+    _sealed: bool = field(default=False, repr=False, compare=False)
+    _written: list[bytes | memoryview] | None = field(default=None, repr=False, compare=False)
+
+    def seal(self, sealed: bool = True) -> None:
+        """Say that the graph does not change for now, so that it is written once for all who ask for its bytes."""
+        self._sealed, self._written = sealed, None
+
+    def pieces(self) -> list[bytes | memoryview]:
+        """The bytes of the model as one file, whatever its size; weights are views of where they lie."""
+        found = _files.pieces(self.ir) if self._written is None else self._written
+        if self._sealed:
+            self._written = found
+        return found
+
+    def digest(self) -> str | None:
+        """Of the bytes that `session_source` gives; None where that is no single file."""
+        return None if _files.needs_external(self.ir) else _files.digest(self.pieces())
 
     def copy(self) -> Model:
         """An independent graph with shared weights; `meta` of nodes and values is kept."""
@@ -80,7 +97,7 @@ class Model:
     def session_source(self) -> Iterator[bytes | str]:
         """What `onnxruntime.InferenceSession` accepts: bytes, or above 2 GB the path of a file that goes afterwards."""
         if not _files.needs_external(self.ir):
-            yield _files.inline_bytes(self.ir)
+            yield b"".join(self.pieces())
             return
         with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
             path = Path(folder, "model.onnx")

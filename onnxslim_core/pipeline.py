@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from onnxslim_core._feeds import open_feeds
+from onnxslim_core._files import digest_of_file
 from onnxslim_core._job import Clock, Job, said
 from onnxslim_core.calibration.code import call_source, load_function
 from onnxslim_core.calibration.source import Data
 from onnxslim_core.errors import BudgetError, ModelError, RecipeError
 from onnxslim_core.measure.fidelity import beside
 from onnxslim_core.measure.session import open_file, open_session, run
+from onnxslim_core.measure.truth import LARGE, Plain
 from onnxslim_core.model import Model, load, save
 from onnxslim_core.recipe import Budget, Recipe, load_budget
 from onnxslim_core.report import Asked, Report, plain
@@ -56,12 +58,14 @@ class Result:
         report: What was done and measured.
         sample: An input that runs, for the check of the written file; None where nothing runs.
         answers: What the model answered to it in the session without onnxruntime's rewrites, where that is known.
+        digest: Of the bytes that onnxruntime was given for those answers; None for models of several files.
     """
 
     model: Model
     report: Report
     sample: Sample | None = None
     answers: Mapping[str, Any] | None = None
+    digest: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -86,12 +90,17 @@ class Result:
     def _check(self, path: Path) -> None:
         """Let onnxruntime load the written file, run it, and compare its answers with those of the model in memory.
 
+        A file that is byte by byte what was loaded, run and compared needs no second run; where no answers are to be
+        compared, the file is not run.
+
         Raises:
             ModelError: if its answers differ.
             MeasureError: if it does not load or run.
         """
         if self.report.data.kind == "none":
             load(path, keep_feedable=True)
+            return
+        if not self.report.asked.options["verify"] or (self.digest is not None and digest_of_file(path) == self.digest):
             return
         threads = int(self.report.asked.options["threads"])
         session = open_file(path, threads=threads)
@@ -172,12 +181,17 @@ def compress(
         start = load(model, external_data_root=root, keep_feedable=keep_feedable)
         # what is held against the result is the model as it was given, so that what loading gained counts too
         reference = load(model, external_data_root=root, keep_feedable=True) if start.notes else start
+        for each in (start, reference):
+            each.seal()
     with clock("samples"):
         sizes = {name: spec.shape for name, spec in recipe.inputs.items() if spec.shape is not None}
         sizes.update({name: tuple(shape) for name, shape in (shapes or {}).items()})
         fills = {name: spec.value for name, spec in recipe.inputs.items() if spec.value is not None}
         source = _source(data, recipe, allow_code)
-        feeds = open_feeds(start, recipe, source, sizes, {**fills, **(values or {})}, seed, threads)
+        given = Plain(start, threads)
+        feeds = open_feeds(given, recipe, source, sizes, {**fills, **(values or {})}, seed)
+        if not verify or start.nbytes > LARGE:
+            given.close()  # nobody asks it again, or soon enough to keep its memory
     job = Job(
         start=start,
         reference=reference,
@@ -192,6 +206,7 @@ def compress(
         metric=load_function(metric, Path.cwd()) if isinstance(metric, str) else metric,
         latency_seconds=latency_seconds,
         progress=progress or _silent,
+        plain=given,
     )
     options = {"seed": seed, "threads": threads, "shapes": sizes, "verify": verify, "latency": measure_latency}
     asked = Asked(
@@ -202,7 +217,9 @@ def compress(
         {**options, "keep_feedable": keep_feedable},
     )
     final, report = job.run(asked, feeds.used.note if verify else "asked not to compare answers (--no-verify)")
-    return Result(final, report, feeds.judging[0] if job.compares else None, job.answers(final))
+    answers, digest = job.answers(final)
+    final.seal(False)
+    return Result(final, report, feeds.judging[0] if job.compares else None, answers, digest)
 
 
 @_few_collections()

@@ -17,7 +17,7 @@ from onnxslim_core import _emit
 from onnxslim_core._tensors import SparseTensor
 from onnxslim_core.graph import bodies, label_of
 
-__all__ = ["CHECKS", "STRUCTURE", "Check", "Interface", "Port", "out_of_order", "verify"]
+__all__ = ["CHECKS", "STRUCTURE", "Check", "Interface", "Port", "infers", "out_of_order", "verify"]
 
 _INLINE_BELOW = 1024
 """Initializers of fewer bytes keep their values when shapes are inferred, since shapes may be computed from them."""
@@ -44,12 +44,12 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """What callers of a model rely on, and whether onnx could infer it to begin with.
+    """What callers of a model rely on.
 
     Attributes:
         inputs: In order.
         outputs: In order.
-        infers: False where type and shape inference failed already when this was recorded; then it proves nothing.
+        infers: False where type and shape inference fails for the model to begin with; then it proves nothing.
     """
 
     inputs: tuple[Port, ...]
@@ -60,7 +60,7 @@ class Interface:
     def of(cls, model: ir.Model) -> Interface:
         """Record the interface of a model."""
         graph = model.graph
-        return cls(tuple(map(_port, graph.inputs)), tuple(map(_port, graph.outputs)), not infers(model))
+        return cls(tuple(map(_port, graph.inputs)), tuple(map(_port, graph.outputs)))
 
     def problems(self, model: ir.Model) -> list[str]:
         """What a model changed of this interface."""

@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxslim_core import _job, passes
+from onnxslim_core import _files, _job, passes, pipeline
 from onnxslim_core.errors import BudgetError, DataError, MeasureError, ModelError, RecipeError
 from onnxslim_core.measure.latency import Latency
 from onnxslim_core.model import Model, load
@@ -496,16 +496,26 @@ def test_interrupts_pass_through_and_leave_nothing(tmp_path: Path, monkeypatch: 
 
 
 def test_a_written_file_that_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxslim_core import pipeline
-
     result = squeeze(net())
-    other = tmp_path / "other.onnx"
-    onnx.save(net(width=8), other)
-    real = vars(pipeline)["open_file"]
-    monkeypatch.setattr(pipeline, "open_file", lambda path, **options: real(other, **options))
+    other = net(width=8).SerializeToString()
+    monkeypatch.setattr(_files, "write_files", lambda model, path, *, external: path.write_bytes(other))
     with pytest.raises(ModelError, match="does not answer like the model in memory"):
         result.save(tmp_path / "out.onnx")
-    assert list(tmp_path.iterdir()) == [other]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_run_again_unless_its_bytes_were_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+    real = vars(pipeline)["open_file"]
+    monkeypatch.setattr(pipeline, "open_file", lambda path, **options: opened.append(path) or real(path, **options))
+    squeeze(net()).save(tmp_path / "same.onnx")
+    assert not opened
+    result = squeeze(net())
+    result.model.ir.producer_name = "somebody else"
+    result.save(tmp_path / "other.onnx")
+    assert len(opened) == 1
+    squeeze(net(), verify=False).save(tmp_path / "unverified.onnx")
+    assert len(opened) == 1
 
 
 def test_a_result_that_was_changed_afterwards_can_be_saved(tmp_path: Path) -> None:

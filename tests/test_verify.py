@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim_core.model import load
-from onnxslim_core.verify import CHECKS, STRUCTURE, Interface, verify
+from onnxslim_core.verify import CHECKS, STRUCTURE, Interface, infers, verify
 
 FLOAT = TensorProto.FLOAT
 
@@ -222,11 +222,10 @@ def test_what_did_not_infer_before_proves_nothing() -> None:
     """Files with wrong value_info are common and run; a pass is not blamed for them (T26)."""
     model = sound()
     stale_shape(model)
-    interface = Interface.of(model)
-    assert not interface.infers
-    assert verify(model, interface) == []
+    assert infers(model)
     assert verify(model)
-    assert verify(model, dataclasses.replace(interface, infers=True))
+    assert verify(model, Interface.of(model))
+    assert verify(model, dataclasses.replace(Interface.of(model), infers=False)) == []
 
 
 def test_other_domains_are_not_judged() -> None:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from onnxslim_core._files import bytes_in_one_file
 from onnxslim_core.errors import MeasureError
 from onnxslim_core.graph import all_nodes, bodies, is_op, label_of
 from onnxslim_core.measure.session import open_session, run
@@ -99,7 +98,7 @@ def cost(model: Model, sample: Sample | None) -> Cost:
     shapes = concrete_shapes(model.ir, sample)
     graph = model.ir.graph
     outputs = [v for node in graph for v in node.outputs if v.name]
-    layers, size = _layers(graph, shapes), size_of(model.ir)
+    layers, size = _layers(graph, shapes), size_of(model)
     return Cost(
         macs=sum(layer.macs for layer in layers),
         params=params_of(model.ir),
@@ -112,9 +111,10 @@ def cost(model: Model, sample: Sample | None) -> Cost:
     )
 
 
-def size_of(model: ir.Model) -> Size:
+def size_of(model: Model) -> Size:
     """Bytes and nodes of a model, without looking at shapes."""
-    return Size(bytes_in_one_file(model), sum(not is_op(node, "Constant") for node in all_nodes(model.graph)))
+    nodes = sum(not is_op(node, "Constant") for node in all_nodes(model.ir.graph))
+    return Size(sum(map(len, model.pieces())), nodes)
 
 
 def params_of(model: ir.Model) -> int:

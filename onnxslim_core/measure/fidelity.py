@@ -164,7 +164,7 @@ def compare(
         MeasureError: if there is no sample, a model does not run, or an output is missing.
     """
     truth = reference if isinstance(reference, Truth) else Truth(reference, samples, parts or {}, threads, seed)
-    other = Plain(candidate, truth.threads)
+    other = truth.plain if candidate is truth.plain.model else Plain(candidate, truth.threads)
     if truth.is_large:
         truth.plain.close()
     names = _same_outputs(truth.names, other.session)

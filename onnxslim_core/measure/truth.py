@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from onnxslim_core.model import Model
 
-__all__ = ["Answers", "Plain", "Tallies", "Truth"]
+__all__ = ["LARGE", "Answers", "Plain", "Tallies", "Truth"]
 
 Answers = dict[str, Any]
 """The outputs of one call, by name."""
@@ -34,7 +34,7 @@ _TRUTH_BYTES = 2**28
 """Answers of the reference that are kept for the comparisons that follow, at least one."""
 _BLOCK = 2**20
 """Elements that are moved at a time."""
-_LARGE = 2**28
+LARGE = 2**28
 """Bytes of weights from which on a model is never open beside another one."""
 
 
@@ -70,6 +70,7 @@ class Truth:
         parts: As in `compare`.
         threads: As in `compare`.
         seed: Of the noise.
+        plain: A session of the model, where the caller has one.
 
     Raises:
         MeasureError: if there is no sample, the model does not run, or parts are given for what is no output.
@@ -82,14 +83,15 @@ class Truth:
         parts: Mapping[str, Parts] | None = None,
         threads: int = 1,
         seed: int = 0,
+        plain: Plain | None = None,
     ) -> None:
         if not samples:
             raise MeasureError("no samples to compare on")
         self.samples = samples
         self.parts = parts or {}
         self.threads = threads
-        self.is_large = model.nbytes > _LARGE
-        self.plain = Plain(model, threads)
+        self.is_large = model.nbytes > LARGE
+        self.plain = plain or Plain(model, threads)
         self.names = [output.name for output in self.plain.session.get_outputs()]
         for name in self.parts:
             if name not in self.names:

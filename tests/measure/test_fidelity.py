@@ -433,7 +433,7 @@ def test_large_models_are_never_open_side_by_side(monkeypatch: pytest.MonkeyPatc
     ours, theirs, samples = _linear(), _linear(noise=1e-3), _samples(40)
     expected = compare(ours, theirs, samples)
     sessions = _Sessions(monkeypatch)
-    monkeypatch.setattr(truth, "_LARGE", 0)
+    monkeypatch.setattr(truth, "LARGE", 0)
     monkeypatch.setattr(truth, "_TRUTH_BYTES", 100)  # four answers at a time
     found = compare(ours, theirs, samples)
     assert sessions.most == 1
