@@ -13,28 +13,22 @@ Lossy. Needs samples of real inputs. Source: Jacob et al., CVPR 2018; ONNX Quant
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, final
 
 import onnx_ir as ir
 
-from onnxslim_core.calibration.batches import stacked
 from onnxslim_core.errors import MeasureError, RecipeError, UnsupportedModel
 from onnxslim_core.graph import label_of
-from onnxslim_core.quant.draft import Draft
-from onnxslim_core.quant.judge import Judge
 from onnxslim_core.quant.layout import is_quantized, linear_nodes
 from onnxslim_core.quant.ranges import METHODS
-from onnxslim_core.rewrite import Change, Context, Kind, Sample
+from onnxslim_core.rewrite import Change, Context, Kind, weight_bytes
 
-from ._opset import raise_opset
+from ._quantize_prepare import prepare
+from ._quantize_static import Search, Wanted
 
 __all__ = ["Quantize"]
-
-_OPSET = 13
-"""Scales per channel begin here."""
 
 
 @final
@@ -53,6 +47,8 @@ class Quantize:
     """How the range of an activation is taken from what was seen: minmax, percentile, mse or entropy."""
     percentile: float = 99.99
     """Of the values, in per cent, that stay inside the range, for `percentile`."""
+    repair: Literal["auto", "always", "never"] = "auto"
+    """Solve for weights and biases that make up for the rounding; auto does it where all layers lose too much."""
     ignored: tuple[str, ...] = ()
     """Globs over node and weight names that stay in float."""
     measure: Literal["auto", "always", "never"] = "auto"
@@ -77,49 +73,46 @@ class Quantize:
             return [self._refusal("data_given", "ranges need samples of real inputs: give --data")]
         work = model.clone()
         try:
-            raise_opset(work, _OPSET)
+            prepare(work, context)
         except UnsupportedModel as err:
             return [self._refusal("opset_fits", str(err))]
-        linear = [node for node in linear_nodes(work) if not self._is_ignored(node)]
-        if not linear:
+        nodes = [node for node in linear_nodes(work) if not self._is_ignored(node)]
+        if not nodes:
             return [self._refusal("has_weights", "no Conv, Gemm or MatMul has constant float32 weights")]
-        seen, aside = _split(context.samples)
+        wanted = Wanted(self.min_cosine, self.min_agreement, self.ranges, self.percentile, self.repair, nodes)
+        search = Search(model, work, wanted, context)
         try:
-            draft = Draft.of(
-                work,
-                stacked(work, seen),
-                linear=linear,
-                histograms=self.ranges != "minmax",
-                threads=context.threads,
-                progress=context.progress,
-            )
+            found, chosen = search.run()
         except MeasureError as err:
             return [self._refusal("runs", str(err))]
-        draft.method, draft.percentile = self.ranges, self.percentile
-        judge = Judge(work, stacked(work, aside), min_cosine=self.min_cosine, min_agreement=self.min_agreement)
-        layout = draft.layout(linear)
-        variant = draft.variant(layout)
-        score = judge.look(variant)
-        details: dict[str, Any] = {"cosine": score.cosine, "agreement": score.agreement, "nodes": len(layout.nodes)}
-        before = model.clone()
-        if context.latency is not None:
-            timing = context.latency(before, variant)
-            details["latency"] = {"ratio": timing.ratio, "low": timing.low, "high": timing.high}
-        model.graph = variant.graph
-        model.ir_version = variant.ir_version
-        where = tuple(label_of(node) for node in draft.linear)
-        return [Change(self.name, where, f"{len(linear)} of {len(linear)} layers in int8", details=details)]
+        if found is None:
+            reason = f"no layer can be int8 with a cosine of {self.min_cosine:g} in every part"
+            return [self._refusal("near_enough", reason, search.details)]
+        if (slow := self._slow(model, found, context, search.details)) is not None:
+            return [slow]
+        saved = weight_bytes(model) - weight_bytes(found)
+        model.graph, model.ir_version = found.graph, found.ir_version
+        action = f"{len(chosen)} of {len(nodes)} layers in int8"
+        where = tuple(label_of(node) for node in chosen)
+        return [Change(self.name, where, action, bytes_saved=saved, details=search.details)]
+
+    def _slow(self, model: ir.Model, found: ir.Model, context: Context, details: dict[str, Any]) -> Change | None:
+        """Why the time does not speak for the result; None where it does, or is not asked."""
+        details["latency"] = "not measured"
+        if self.measure == "never" or (context.latency is None and self.measure == "auto"):
+            return None
+        if context.latency is None:
+            return self._refusal("measured_faster", "the time cannot be measured", details)
+        timing = context.latency(model, found)
+        details["latency"] = {"ratio": timing.ratio, "low": timing.low, "high": timing.high}
+        if timing.high < 1:
+            return None
+        spread = f"{timing.ratio:.2f} of the time ({timing.low:.2f} to {timing.high:.2f})"
+        return self._refusal("measured_faster", f"not measured faster: {spread}", details)
 
     def _is_ignored(self, node: ir.Node) -> bool:
         names = [node.name or "", str(node.inputs[1].name)] if node.inputs[1] is not None else [node.name or ""]
         return any(fnmatchcase(name, glob) for name in names for glob in self.ignored)
 
-    def _refusal(self, guard: str, reason: str) -> Change:
-        return Change(self.name, (), "work on 8-bit integers", reason=reason, guard=guard)
-
-
-def _split(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Samples for ranges and samples kept aside, every fourth; a single one serves as both."""
-    aside = [sample for number, sample in enumerate(samples) if number % 4 == 3]
-    seen = [sample for number, sample in enumerate(samples) if number % 4 != 3]
-    return seen, aside or seen
+    def _refusal(self, guard: str, reason: str, details: dict[str, Any] | None = None) -> Change:
+        return Change(self.name, (), "work on 8-bit integers", reason, guard, details=details or {})

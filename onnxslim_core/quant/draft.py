@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxslim_core import graph as verbs
 from onnxslim_core.quant.grid import Grid, grid_of
-from onnxslim_core.quant.insert import Integers, insert
+from onnxslim_core.quant.insert import Rounded, insert
 from onnxslim_core.quant.layout import BETWEEN, Layout, activations, lay_out, linear_nodes
 from onnxslim_core.quant.ranges import Spread, observe, range_of
 from onnxslim_core.rewrite import Progress, Sample
@@ -25,6 +26,7 @@ class Draft:
         model: Opset 13 or newer; never changed by `variant`.
         linear: Linear nodes that can be int8, in order.
         spreads: What was seen.
+        batch: Samples in the first batch.
         method: How a range is taken from it, see `ranges`.
         percentile: For that method.
         weights: Weights that were rounded with care, by linear node.
@@ -33,9 +35,10 @@ class Draft:
     model: ir.Model
     linear: list[ir.Node]
     spreads: Mapping[ir.Value, Spread]
+    batch: int = 1
     method: str = "minmax"
     percentile: float = 99.99
-    weights: dict[ir.Node, Integers] = field(default_factory=dict)
+    weights: dict[ir.Node, Rounded] = field(default_factory=dict)
     _grids: dict[tuple[ir.Value, str], Grid] = field(default_factory=dict)
 
     @classmethod
@@ -69,14 +72,15 @@ class Draft:
                 if value is not None and value.name and verbs.array_of(value) is None and _flows(value):
                     wanted[value] = None
         spreads = observe(model, list(wanted), batches, histograms=histograms, threads=threads, progress=progress)
-        return cls(model, nodes, spreads)
+        batch = next((len(array) for array in batches[0].values() if np.ndim(array)), 1)
+        return cls(model, nodes, spreads, batch)
 
     def layout(self, linear: Collection[ir.Node], left: Collection[ir.Node] = ()) -> Layout:
         """Where numbers have 8 bits once these linear nodes do."""
         return lay_out(self.model, linear, self.spreads, left)
 
     def variant(
-        self, layout: Layout, weights: Mapping[ir.Node, Integers] | None = None, *, keep_source: bool = True
+        self, layout: Layout, weights: Mapping[ir.Node, Rounded] | None = None, *, keep_source: bool = True
     ) -> ir.Model:
         """The model with a layout written into it.
 

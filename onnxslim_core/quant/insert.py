@@ -8,6 +8,7 @@ is int32 with the product of the scales. Names of inputs and outputs stay.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -17,15 +18,28 @@ from onnxslim_core import graph as verbs
 from onnxslim_core.quant.grid import Grid, as_float32, on_grid, quantize_bias, quantize_weights, scales_of
 from onnxslim_core.quant.layout import Layout, activations, channel_axis
 
-__all__ = ["Integers", "insert"]
+__all__ = ["Rounded", "insert"]
 
 Floats = NDArray[np.float64]
-Integers = tuple[NDArray[np.int8], Floats]
-"""Weights of a linear node in int8 and their scales per output channel."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rounded:
+    """A linear node's weights on their grid, chosen with more care than the nearest.
+
+    Attributes:
+        q: int8, in the node's layout.
+        scales: Per output channel.
+        bias: Per output channel; None leaves it as it is.
+    """
+
+    q: NDArray[np.int8]
+    scales: Floats
+    bias: Floats | None = None
 
 
 def insert(
-    model: ir.Model, layout: Layout, grids: Mapping[ir.Value, Grid], given: Mapping[ir.Node, Integers] | None = None
+    model: ir.Model, layout: Layout, grids: Mapping[ir.Value, Grid], given: Mapping[ir.Node, Rounded] | None = None
 ) -> None:
     """Write the layout into the model.
 
@@ -60,7 +74,7 @@ class _Writer:
             self._known[key] = verbs.add_constant(self._graph, self._names, array, hint)
         return self._known[key]
 
-    def constants(self, node: ir.Node, given: Integers | None) -> None:
+    def constants(self, node: ir.Node, given: Rounded | None) -> None:
         """Weights and bias of a linear node, constant operands of a join."""
         if node.op_type in ("Conv", "Gemm", "MatMul"):
             self._weights(node, given)
@@ -74,24 +88,29 @@ class _Writer:
             q = self._constant(on_grid(array, grid), f"{value.name}/quantized")
             self._swap(node, index, self._dequantize(q, grid, node, f"{value.name}"))
 
-    def _weights(self, node: ir.Node, given: Integers | None) -> None:
+    def _weights(self, node: ir.Node, given: Rounded | None) -> None:
         axis = channel_axis(node)
         weight, source = node.inputs[1], node.inputs[0]
         array = verbs.array_of(weight)
         assert weight is not None and array is not None and source is not None
-        scales = scales_of(array, axis) if given is None else given[1]
+        scales = scales_of(array, axis) if given is None else given.scales
         grid = self._grids[self._layout.root(source)]
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        if bias is not None:
-            shift = np.asarray(verbs.array_of(bias), np.float64)
+        shift = self._bias_of(node, given)
+        if shift is not None:
             q_bias, total = quantize_bias(shift, scales * grid.scale)
             wide = total / grid.scale
-            if (wide > scales).any():
+            if (wide > scales * (1 + 1e-6)).any():
                 given, scales = None, as_float32(np.maximum(wide, scales))
-            made = self._affine(q_bias, scales.astype(np.float32) * np.float32(grid.scale), 0, node, f"{bias.name}")
+            made = self._affine(q_bias, scales.astype(np.float32) * np.float32(grid.scale), 0, node, "bias")
             self._swap(node, 2, made)
-        q = quantize_weights(array, scales, axis) if given is None else given[0]
+        q = quantize_weights(array, scales, axis) if given is None else given.q
         self._swap(node, 1, self._affine(q, scales.astype(np.float32), axis, node, f"{weight.name}"))
+
+    def _bias_of(self, node: ir.Node, given: Rounded | None) -> Floats | None:
+        if given is not None and given.bias is not None and node.op_type != "MatMul":
+            return given.bias
+        bias = verbs.array_of(node.inputs[2]) if len(node.inputs) > 2 else None
+        return None if bias is None else np.asarray(bias, np.float64)
 
     def _affine(
         self, q: NDArray[np.generic], scales: NDArray[np.float32], axis: int, node: ir.Node, hint: str

@@ -50,6 +50,7 @@ class Spread:
         sums: Of all values, per channel.
         rows: Values per channel that went into `sums`.
         rank: Of the tensor.
+        shape: Of the tensor in the first batch.
         is_float: Whether it is float32.
         bins: Counts around zero, (2 * 2048,).
         width: Of a bin.
@@ -62,6 +63,7 @@ class Spread:
     sums: Floats = field(default_factory=lambda: np.zeros(0))
     rows: int = 0
     rank: int = -1
+    shape: tuple[int, ...] = ()
     is_float: bool = True
     bins: Floats = field(default_factory=lambda: np.zeros(2 * _HALF))
     width: float = 0.0
@@ -74,6 +76,7 @@ class Spread:
     def add(self, array: NDArray[np.generic], histogram: bool) -> None:
         """Take in one batch of the tensor."""
         self.is_float &= array.dtype == np.float32
+        self.shape = self.shape or array.shape
         self.rank = array.ndim if self.rank in (-1, array.ndim) else 0
         if not self.is_float or not array.size:
             return
@@ -231,8 +234,9 @@ def _rounding_error(bins: Floats, centres: Floats, low: float, high: float) -> f
 def _least_surprise(spread: Spread, _: float) -> tuple[float, float]:
     """The clipping with the least Kullback-Leibler divergence between what was seen and its rounded form."""
     best, chosen = float("inf"), (spread.low, spread.high)
-    counts = spread.bins
-    one_sided = spread.low >= 0
+    counts, one_sided = spread.bins.copy(), spread.low >= 0
+    if one_sided:  # zeros of a Relu are exact on any grid, and would be all that counts
+        counts[_HALF] = counts[_HALF + 1]
     for reach in range(_STEPS, _HALF + 1, 32):
         part = slice(_HALF if one_sided else _HALF - reach, _HALF + reach)
         inside = counts[part]

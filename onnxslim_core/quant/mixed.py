@@ -1,0 +1,132 @@
+"""Which layers stay in float: each is measured alone, and those that cost most for what they gain are left out.
+
+Rounding errors of different layers hardly meet, so the damage of a set is about the sum of the damages of its layers,
+each quantized alone (Dong et al., "HAWQ", ICCV 2019, make the same assumption with second derivatives in place of
+measurements). One layer of fifty often makes half of it. The sum only orders the layers; every set that is chosen has
+been measured as a whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxslim_core import graph as verbs
+from onnxslim_core.quant.draft import Draft
+from onnxslim_core.quant.insert import Rounded
+from onnxslim_core.quant.judge import Judge, Score
+from onnxslim_core.rewrite import Progress
+
+__all__ = ["Choice", "alone", "choose", "effort"]
+
+_MARGIN = 0.9
+"""Of what may be lost, so much is used: other samples lose a little more."""
+_SECOND_LOOKS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A set of layers in int8, and what it was measured to do.
+
+    Attributes:
+        linear: The layers, in order.
+        score: Of the whole.
+    """
+
+    linear: tuple[ir.Node, ...]
+    score: Score
+
+    @property
+    def holds(self) -> bool:
+        """True where the target is met, with a margin."""
+        return self.score.damage <= _MARGIN
+
+
+def alone(
+    draft: Draft, judge: Judge, left: Collection[ir.Node] = (), progress: Progress | None = None
+) -> dict[ir.Node, float]:
+    """The damage of each layer with all others in float."""
+    found: dict[ir.Node, float] = {}
+    for number, node in enumerate(draft.linear):
+        found[node] = judge.look(draft.variant(draft.layout([node], left))).damage
+        if progress is not None:
+            progress("layers alone", number + 1, len(draft.linear))
+    return found
+
+
+def effort(draft: Draft) -> dict[ir.Node, float]:
+    """About what each layer takes in float: multiply-adds, and values moved, which count as several."""
+    found: dict[ir.Node, float] = {}
+    for node in draft.linear:
+        weights, source = verbs.array_of(node.inputs[1]), node.inputs[0]
+        assert weights is not None and source is not None
+        out, into = (draft.spreads[v].shape if v in draft.spreads else () for v in (node.outputs[0], source))
+        size = math.prod(out)
+        per_value = weights.size / max(out[1 if node.op_type == "Conv" else -1], 1) if out else 1.0
+        found[node] = size * per_value + 8.0 * (size + math.prod(into))
+    return found
+
+
+def choose(
+    draft: Draft,
+    judge: Judge,
+    damages: Mapping[ir.Node, float],
+    efforts: Mapping[ir.Node, float],
+    *,
+    left: Collection[ir.Node] = (),
+    weights: Mapping[ir.Node, Rounded] | None = None,
+    progress: Progress | None = None,
+) -> Choice | None:
+    """The layers that can be int8 together; None where not even one can.
+
+    Layers leave in the order of damage over effort until the rest holds, the number by bisection; then those that
+    left are tried again, the largest effort first.
+
+    Args:
+        draft: The model.
+        judge: What a set has to satisfy.
+        damages: From `alone`.
+        efforts: From `effort`.
+        left: Nodes between the layers that stay in float.
+        weights: Rounded with care.
+        progress: Told after every set.
+    """
+    order = sorted(draft.linear, key=lambda node: damages[node] / max(efforts[node], 1.0), reverse=True)
+    tried = 0
+
+    def measured(nodes: Collection[ir.Node]) -> Choice:
+        nonlocal tried
+        tried += 1
+        if progress is not None:
+            progress("sets of layers", tried, tried + 1)
+        inside = tuple(node for node in draft.linear if node in nodes)
+        return Choice(inside, judge.look(draft.variant(draft.layout(inside, left), weights)))
+
+    low, high, best = 0, len(order), None
+    while low < high:
+        middle = (low + high) // 2 if best is not None or tried else min(_first_guess(order, damages), high - 1)
+        choice = measured(set(order[middle:]))
+        if choice.holds:
+            high, best = middle, choice
+        else:
+            low = middle + 1
+    if best is None:
+        return None
+    out = [node for node in order if node not in best.linear]
+    for node in sorted(out, key=efforts.__getitem__, reverse=True)[:_SECOND_LOOKS]:
+        choice = measured({*best.linear, node})
+        best = choice if choice.holds else best
+    return best
+
+
+def _first_guess(order: Sequence[ir.Node], damages: Mapping[ir.Node, float]) -> int:
+    """How many have to leave if damages add up."""
+    rest = sum(damages[node] for node in order)
+    for count, node in enumerate(order):
+        if rest <= _MARGIN:
+            return count
+        rest -= damages[node]
+    return len(order)

@@ -1,0 +1,61 @@
+"""What a float network needs before it is brought onto grids: the opset, and no node between layers that can go."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim_core import graph as verbs
+from onnxslim_core.rewrite import Context
+
+from ._opset import raise_opset
+from .fuse_batchnorm import FuseBatchNorm
+
+__all__ = ["prepare"]
+
+_OPSET = 13
+"""Scales per channel begin here."""
+
+
+def prepare(model: ir.Model, context: Context) -> None:
+    """Raise the opset, fuse BatchNormalization, let convolutions pad by themselves.
+
+    The answers stay but for rounding, of which an 8-bit step is a thousand times the size.
+
+    Raises:
+        UnsupportedModel: if the opset cannot be raised.
+    """
+    raise_opset(model, _OPSET)
+    FuseBatchNorm().run(model, context)
+    for node in list(model.graph):
+        if verbs.is_op(node, "Pad"):
+            _pad_inside(node)
+
+
+def _pad_inside(node: ir.Node) -> None:
+    """A Pad with zeros along spatial axes becomes the padding of the convolutions that read it, if only such do."""
+    pads, value = (verbs.array_of(node.inputs[i]) if len(node.inputs) > i else None for i in (1, 2))
+    has_value = len(node.inputs) > 2 and node.inputs[2] is not None
+    if pads is None or verbs.attribute(node, "mode", "constant") != "constant" or len(node.inputs) > 3:
+        return
+    if has_value and (value is None or np.any(value)):
+        return
+    half = len(pads) // 2
+    users, is_output = verbs.users_of(node.outputs[0])
+    if is_output or not users or (pads < 0).any() or pads[:2].any() or pads[half : half + 2].any():
+        return
+    if not all(verbs.is_op(user, "Conv") and index == 0 and _pads_itself(user) for user, index in users):
+        return
+    extra = np.concatenate([pads[2:half], pads[half + 2 :]]).astype(np.int64)
+    source = node.inputs[0]
+    for user, _ in users:
+        own = () if verbs.attribute(user, "auto_pad", "") == "VALID" else verbs.attribute(user, "pads", ())
+        own = own or (0,) * len(extra)
+        verbs.set_attribute(user, "auto_pad", None)
+        verbs.set_attribute(user, "pads", [int(a + b) for a, b in zip(own, extra, strict=True)])
+        verbs.replace_input(user, 0, source)
+    verbs.remove(node)
+
+
+def _pads_itself(node: ir.Node) -> bool:
+    return str(verbs.attribute(node, "auto_pad", "NOTSET")) in ("NOTSET", "VALID", "")

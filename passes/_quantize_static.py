@@ -1,0 +1,117 @@
+"""The search of quantize: everything in int8, mended if need be, and layer by layer where that is not enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxslim_core.calibration.batches import stacked
+from onnxslim_core.graph import label_of
+from onnxslim_core.quant.draft import Draft
+from onnxslim_core.quant.judge import Judge, Score
+from onnxslim_core.quant.mixed import Choice, alone, choose, effort
+from onnxslim_core.rewrite import Context, Sample
+
+__all__ = ["Search", "Wanted"]
+
+_WORK = 2e10
+"""Multiply-adds that one look at a set of layers may take: it decides how many samples are looked at."""
+_LOOKS = (6, 48)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the user asks for; see the options of the pass."""
+
+    min_cosine: float
+    min_agreement: float | None
+    ranges: str
+    percentile: float
+    repair: str
+    nodes: Sequence[ir.Node]
+
+
+@dataclass(slots=True)
+class Search:
+    """One search.
+
+    Attributes:
+        original: The float model as it was.
+        work: The same, prepared.
+        wanted: What is asked for.
+        context: Samples and the like.
+        details: For the report.
+    """
+
+    original: ir.Model
+    work: ir.Model
+    wanted: Wanted
+    context: Context
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def run(self) -> tuple[ir.Model | None, Sequence[ir.Node]]:
+        """The best model and its int8 layers; None where no set of layers keeps the answers.
+
+        Raises:
+            MeasureError: if a model does not run.
+        """
+        wanted, context = self.wanted, self.context
+        seen, aside = split(context.samples)
+        batches = stacked(self.work, seen)
+        draft = Draft.of(
+            self.work,
+            batches,
+            linear=wanted.nodes,
+            histograms=wanted.ranges != "minmax",
+            threads=context.threads,
+            progress=context.progress,
+        )
+        draft.method, draft.percentile = wanted.ranges, wanted.percentile
+        judge = self._judge(aside[: self._count(draft)])
+        score = self._look(draft, judge)
+        choice: Choice | None = Choice(tuple(draft.linear), score)
+        self.details |= {"layers": len(draft.linear), "cosine_of_all": score.cosine}
+        if not Choice((), score).holds:
+            damages = alone(draft, judge, (), context.progress)
+            choice = choose(draft, judge, damages, effort(draft), weights=draft.weights, progress=context.progress)
+            worst = sorted(damages, key=damages.__getitem__, reverse=True)[:10]
+            self.details["damage_alone"] = {label_of(node): damages[node] for node in worst}
+        if choice is None:
+            return None, ()
+        self.details |= {"cosine": choice.score.cosine, "parts": dict(choice.score.parts)}
+        if choice.score.agreement is not None:
+            self.details["agreement"] = choice.score.agreement
+        self.details["in_float"] = [label_of(node) for node in draft.linear if node not in choice.linear]
+        return draft.variant(draft.layout(choice.linear)), choice.linear
+
+    def _judge(self, samples: Sequence[Sample]) -> Judge:
+        return Judge(
+            self.original,
+            stacked(self.original, samples),
+            min_cosine=self.wanted.min_cosine,
+            min_agreement=self.wanted.min_agreement,
+            parts=_parts(self.context),
+            threads=self.context.threads,
+        )
+
+    def _look(self, draft: Draft, judge: Judge) -> Score:
+        return judge.look(draft.variant(draft.layout(draft.linear)))
+
+    def _count(self, draft: Draft) -> int:
+        """Samples for a look: fewer of a large network."""
+        work = sum(effort(draft).values()) / max(draft.batch, 1)
+        return int(min(max(_WORK / max(work, 1.0), _LOOKS[0]), _LOOKS[1]))
+
+
+def _parts(context: Context) -> Mapping[str, Any]:
+    return getattr(context, "parts", None) or {}
+
+
+def split(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Samples for ranges and samples kept aside, every third; a single one serves as both."""
+    aside = [sample for number, sample in enumerate(samples) if number % 3 == 2]
+    seen = [sample for number, sample in enumerate(samples) if number % 3 != 2]
+    return seen, aside or seen
