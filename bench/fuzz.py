@@ -143,24 +143,28 @@ def _feeds(session: Any, seed: int) -> dict[str, Any]:
     return feeds
 
 
-def _off(expected: list[Any], found: list[Any]) -> float:
-    """Largest difference over the largest value; infinite where the form differs."""
+def _off(expected: list[list[Any]], found: list[list[Any]]) -> float:
+    """Largest difference of an output in any call over its largest value in all calls; infinite where forms differ."""
     worst = 0.0
-    for a, b in zip(expected, found, strict=True):
-        if not isinstance(a, np.ndarray):
-            worst = max(worst, 0.0 if str(a) == str(b) else np.inf)
-            continue
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return np.inf
-        if a.dtype.kind != "f":
-            worst = max(worst, 0.0 if np.array_equal(a, b) else np.inf)
-            continue
-        usable = np.isfinite(a)
-        if not np.array_equal(a[~usable], b[~usable], equal_nan=True) or not np.isfinite(b[usable]).all():
-            return np.inf
-        wide, other = a[usable].astype(np.float64), b[usable].astype(np.float64)
-        if wide.size:
-            worst = max(worst, float(np.abs(wide - other).max() / (np.abs(wide).max() or 1.0)))
+    for ours, theirs in zip(zip(*expected, strict=True), zip(*found, strict=True), strict=True):
+        difference = scale = 0.0
+        for a, b in zip(ours, theirs, strict=True):
+            if not isinstance(a, np.ndarray):
+                difference = max(difference, 0.0 if str(a) == str(b) else np.inf)
+                continue
+            if a.shape != b.shape or a.dtype != b.dtype:
+                return np.inf
+            if a.dtype.kind != "f":
+                difference = max(difference, 0.0 if np.array_equal(a, b) else np.inf)
+                continue
+            usable = np.isfinite(a)
+            if not np.array_equal(a[~usable], b[~usable], equal_nan=True) or not np.isfinite(b[usable]).all():
+                return np.inf
+            wide, other = a[usable].astype(np.float64), b[usable].astype(np.float64)
+            if wide.size:
+                difference = max(difference, float(np.abs(wide - other).max()))
+                scale = max(scale, float(np.abs(wide).max()))
+        worst = max(worst, difference / (scale or 1.0))
     return worst
 
 
@@ -188,7 +192,7 @@ def answers(source: Path, target: Path) -> int:
     else:
         try:
             after = _open(target)
-            off = max(_off(expected, after.run(None, feeds)) for feeds, expected in runs)
+            off = _off([expected for _, expected in runs], [after.run(None, feeds) for feeds, _ in runs])
         except Exception as err:
             print(f"wrong\nthe result does not run: {' '.join(str(err).split())[:300]}")
         else:

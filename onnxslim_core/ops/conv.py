@@ -73,6 +73,10 @@ def _label(flow: Flow, node: ir.Node) -> None:
     if verbs.attribute(node, "channels_last", 0):
         flow.freeze(node, "its channels come last")
         return
+    wanted = flow.shape(weight)[0] if _transposed(node) else flow.shape(weight)[1] * _group(node)
+    if flow.shape(x)[1] != wanted:  # onnx's shape inference lets that pass
+        flow.freeze(node, f"it has weights for {wanted} channels and reads {flow.shape(x)[1]}")
+        return
     labels = flow.atoms.mix(labels, [axis for axis in range(labels.ndim) if axis != 1])
     row = labels.reshape(-1) if labels.size > 1 else None
     out = _made(flow, node, row)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnx
 import pytest
 
+from onnxslim_core.channels.groups import analyse
+from onnxslim_core.channels.idle import find_idle
+from onnxslim_core.model import load
 from tests.ops.cases import VIEWS, Case, check
 
 CASES = [
@@ -122,3 +127,15 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_smaller_model_equals_the_masked_one(case: Case, view: str) -> None:
     check(case, view)
+
+
+@pytest.mark.parametrize("node", ["Conv<group=6>(h, w)", "ConvTranspose<group=6>(h, u)", "Conv(h, v)"])
+def test_weights_that_do_not_fit_the_input_are_left_alone(node: str) -> None:
+    """Shape inference lets them pass, so that they come to us; onnxruntime refuses to run them."""
+    text = f"""<ir_version: 8, opset_import: ["" : 17]> g (float[1,1,5,5] x) => (y)
+        <float[6,1,1,1] w = {{1, 2, 3, 4, 5, 6}}, float[2,1,1,1] u = {{1, 2}}, float[1,2,1,1] v = {{1, 2}}>
+        {{ h = Relu(x) y = {node} }}"""
+    model = load(onnx.parser.parse_model(text).SerializeToString())
+    channels = analyse(model.ir, {"x": np.ones((1, 1, 5, 5), np.float32)})
+    find_idle(channels)
+    assert not any(group.free.any() for group in channels.groups)
