@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from onnxslim_core.channels.boxes import inner, whole
 from onnxslim_core.channels.groups import ChannelGraph, Group, analyse
-from onnxslim_core.channels.idle import Idle, find_idle, remove_idle_classes
+from onnxslim_core.channels.idle import Idle, find_idle, idle_weight, remove_idle_classes
 from onnxslim_core.errors import RecipeError, UnsupportedModel
 from onnxslim_core.rewrite import Change, Context, Kind
 from onnxslim_core.search.grid import kept_classes
@@ -82,7 +82,7 @@ class RemoveIdle:
             raise RecipeError(f"round_to of remove_idle is '{self.round_to}'", "'auto' or a number of channels from 1")
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
-        """Alternate both views of heads and groups until neither finds anything."""
+        """Alternate both views of heads and groups until neither finds anything, then ask where idle weight is."""
         sample = context.samples[0] if context.samples else None
         changes: list[Change] = []
         refused: dict[tuple[str, str], Change] = {}
@@ -93,8 +93,11 @@ class RemoveIdle:
                 channels = analyse(model, sample, view=views[turn % 2], flow=None if last is None else last.flow)
             except UnsupportedModel as err:
                 return [*changes, Change(self.name, (), "look for idle channels", reason=str(err), guard="sizes_known")]
-            if last is not None and channels.same_classes(last):
-                break  # there is one way to see this graph, and nothing was found in it
+            if quiet == len(views) or (last is not None and channels.same_classes(last)):
+                view = idle_weight(channels.flow)
+                if view is None:
+                    break  # there is one way to see this graph, and nothing was found in it
+                channels, quiet = analyse(model, sample, view=view, flow=channels.flow), len(views)
             idle = find_idle(channels)
             chosen, found, refusals = self._choose(channels, idle)
             if chosen:
@@ -104,7 +107,7 @@ class RemoveIdle:
                 refused.clear()
             refused |= {(change.where[0], change.guard): change for change in refusals}
             quiet, last = (0, None) if chosen else (quiet + 1, channels)
-            if quiet == len(views):
+            if quiet > len(views):
                 break
         return changes + list(refused.values())
 

@@ -82,6 +82,58 @@ IDLE = [
         {"T": "zero 1: 2 7", "t": "zero 0: 2 7"},
         {"T": (5, 8), "t": (8,), "U": (8, 5)},
     ),
+    Planted(
+        "hidden units of a GRU whose new state is zero, in both directions",
+        "x 7,N,6 | W 2,12,6 | R 2,12,4 | B 2,24 | int64 S 3 | Z 8,5",
+        'h, = GRU<hidden_size=4, direction="bidirectional", linear_before_reset=1>(x, W, R, B)'
+        " t = Transpose<perm=[0,2,1,3]>(h) s = Reshape(t, S) y = MatMul(s, Z)",
+        {"W": "zero 1: 9 11", "R": "zero 1: 9 11", "B": "zero 1: 9 11 21 23", "S": "zero 0: 0 1; set 0: 2=8"},
+        {"W": (2, 6, 6), "R": (2, 6, 2), "B": (2, 12), "Z": (4, 5)},
+    ),
+    Planted(
+        "hidden units of an LSTM that feed each other with zeros",
+        "x 7,N,6 | W 1,16,6 | R 1,16,4 | B 1,32 | Z 4,5",
+        "a, h = LSTM<hidden_size=4>(x, W, R, B) y = MatMul(h, Z)",
+        {"W": "zero 1: 13 14", "R": "zero 1: 13; zero 1: 14", "B": "zero 1: 13 14 29 30"},
+        {"W": (1, 8, 6), "R": (1, 8, 2), "B": (1, 16), "Z": (2, 5)},
+    ),
+    Planted(
+        "a hidden unit that only itself reads",
+        "x 7,N,6 | W 1,4,6 | R 1,4,4 | Z 4,5",
+        "a, h = RNN<hidden_size=4>(x, W, R) y = MatMul(h, Z)",
+        {"R": "zero 2: 2", "Z": "zero 0: 2"},
+        {"W": (1, 3, 6), "R": (1, 3, 3), "Z": (3, 5)},
+    ),
+    Planted(
+        "features that no gate reads",
+        "x N,3,5 | A 3,8 | W 1,12,8 | R 1,12,4 | Z 4,5",
+        "t = Transpose<perm=[2,0,1]>(x) e = MatMul(t, A) a, h = GRU<hidden_size=4>(e, W, R) y = MatMul(h, Z)",
+        {"W": "zero 2: 1 6"},
+        {"A": (3, 6), "W": (1, 12, 6)},
+    ),
+    Planted(
+        "a hidden unit that starts at another state than zero stays",
+        "x 7,1,6 | W 1,12,6 | R 1,12,4 | B 1,24 | int64 I 1 | h0 1,1,4 | Z 4,5",
+        "a, h = GRU<hidden_size=4>(x, W, R, B, , h0) y = MatMul(h, Z)",
+        {"W": "zero 1: 9 11", "R": "zero 1: 9 11", "B": "zero 1: 9 11 21 23", "h0": "zero 2: 0 1", "I": "0"},
+        {"W": (1, 9, 6), "R": (1, 9, 3), "B": (1, 18), "h0": (1, 1, 3), "Z": (3, 5)},
+    ),
+    Planted(
+        "slots of heads beside a table with a column per head",
+        "x N,6,8 | A 8,24 | B 8,24 | T 9,4 | int64 I 36 | int64 S 4 | int64 F 3 | int64 M 3 | Z 24,5",
+        "q0 = MatMul(x, A) k0 = MatMul(x, B) q1 = Reshape(q0, S) k1 = Reshape(k0, S)"
+        " q = Transpose<perm=[0,2,1,3]>(q1) kt = Transpose<perm=[0,2,3,1]>(k1) s = MatMul(q, kt)"
+        " t0 = Gather(T, I) t1 = Reshape(t0, M) t = Transpose<perm=[2,0,1]>(t1) u = Add(s, t) p = Softmax(u)"
+        " w = MatMul(p, q) o = Transpose<perm=[0,2,1,3]>(w) f = Reshape(o, F) y = MatMul(f, Z)",
+        {
+            "A": "zero 1: 1 4 7 10 13 16 19 22",
+            "S": "zero 0: 0 1; set 0: 2=4 3=6",
+            "F": "zero 0: 0 1; set 0: 2=24",
+            "M": "set 0: 0=6 1=6 2=4",
+            "I": "4",
+        },
+        {"A": (8, 16), "B": (8, 16), "Z": (16, 5)},
+    ),
 ]
 
 

@@ -274,7 +274,8 @@ def _decide(book: _Book, rels: list[Rel], arrays: list[Labels]) -> None:
     """One component: number its classes from 0, decide, write down.
 
     Choices are made one after the other by what each leaves free at once. Where that goes wrong (groups of 3 and of 2
-    on one tensor: whole groups look best until both are to be whole), the other orders are tried to their end.
+    on one tensor: whole groups look best until both are to be whole; queries of a key look best until the key stays),
+    the other orders are tried to their end.
     """
     of, number = book.of, book.number
     everything = [of[array].reshape(-1) for array in arrays]
@@ -296,7 +297,9 @@ def _decide(book: _Book, rels: list[Rel], arrays: list[Labels]) -> None:
 
     decided = _settled(part, by(book.view))
     if by(free_share)(decided) < by(free_share)(part):
-        decided = max([decided, _settled(part, by(inner)), _settled(part, by(whole))], key=by(book.view))
+        array, axes = part.open_array() or (np.zeros(0, np.int32), [])
+        begun = [_settled(part.choose(array, axes, keep), by(book.view)) for keep in axes]
+        decided = max([decided, _settled(part, by(inner)), _settled(part, by(whole)), *begun], key=by(book.view))
     of[inside] = members[decided.root[local]]
     book.pinned[members] |= decided.pinned
     book.pinned[members[decided.root]] |= decided.pinned

@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 
 from onnxslim_core import graph as verbs
 from onnxslim_core.channels.biases import add_shifts, shifts_of, swap
+from onnxslim_core.channels.boxes import Classes, Outcome, View, free_share
 from onnxslim_core.channels.groups import ChannelGraph
 from onnxslim_core.channels.numbers import Numbers
 from onnxslim_core.channels.removal import remove_atoms
 from onnxslim_core.channels.sums import Sum, arranged, rewritten, sums_of
 from onnxslim_core.ops.consts import Consts
+from onnxslim_core.ops.flow import Flow
 from onnxslim_core.ops.table import rule_of
 
-__all__ = ["Idle", "find_idle", "remove_idle_classes"]
+__all__ = ["Idle", "find_idle", "idle_weight", "remove_idle_classes"]
 
 Flags = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -74,6 +76,53 @@ def find_idle(channels: ChannelGraph) -> Idle:
     _find_duplicates(channels, idle)
     _find_unfit(channels, idle)
     return idle
+
+
+def idle_weight(flow: Flow) -> View | None:
+    """The view that lets most idle weight go, where an array can be cut along several axes; None where none can.
+
+    An atom is taken for idle by itself, before anything is decided. That finds widths of heads beside a table that has
+    one column per head, which any view that counts what is free would keep whole.
+    """
+    of = flow.atoms.classes()
+    if not any(_varies_twice(of[array]) for array in flow.atoms.boxes):
+        return None
+    apart = ChannelGraph(flow, Classes(of, np.zeros(len(of), np.bool_), {}))
+    idle, products = np.ones(len(of), np.bool_), []
+    for each in sums_of(apart, Consts(flow, rule_of)):
+        known = np.isfinite(each.values) & (each.weights is not None) & each.plain
+        if each.weights is None:
+            products.append(each)
+        else:
+            _forbid(idle, each.classes, each.counts & ~known)
+    rows = {row.tobytes() for each in products for row in each.classes}
+    ends = rows & _ends(flow, of, idle, rows)
+    for each in products:
+        active = [row.tobytes() not in ends for row in each.classes]
+        _forbid(idle, each.classes, each.counts & np.array(active)[:, None])
+    idle = idle[of]
+
+    def view(outcome: Outcome) -> tuple[float, ...]:
+        active = np.zeros(len(of), np.bool_)
+        active[outcome.classes[~idle[outcome.atoms]]] = True
+        goes = ~outcome.pinned & ~active[outcome.classes]
+        return float(outcome.mass[goes].sum()), free_share(outcome)
+
+    return view
+
+
+def _ends(flow: Flow, of: NDArray[np.int32], idle: Flags, products: set[bytes]) -> set[bytes]:
+    """Rows that are summed for what goes by itself: queries and keys of a head whose values are idle."""
+    rels = [(of[rel.coarse], of[rel.fine]) for rel in flow.atoms.rels]
+    dead = np.zeros(len(of), np.bool_)
+    for coarse, fine in rels:
+        own = np.array([row.tobytes() in products for row in fine])
+        dead[coarse[idle[fine].all(axis=1) & ~own]] = True
+    return {row.tobytes() for coarse, fine in rels for row in fine[dead[coarse]]}
+
+
+def _varies_twice(classes: NDArray[np.int32]) -> bool:
+    return sum(bool((classes != classes.take([0], axis=i)).any()) for i in range(classes.ndim)) > 1
 
 
 def _free(channels: ChannelGraph) -> Flags:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from onnxslim_core import graph as verbs
 from onnxslim_core.channels.groups import ChannelGraph
-from onnxslim_core.ops import conv, product
+from onnxslim_core.ops import conv, product, recurrent
 from onnxslim_core.ops.consts import Consts
 from onnxslim_core.ops.flow import Sink
 
@@ -67,6 +67,11 @@ def sums_of(channels: ChannelGraph, consts: Consts) -> list[Sum]:
         if weights is not None and weights.shape[:2] != sink.labels.shape:
             weights, plain = None, False
         values = arranged(channels, consts, sink)
+        if (
+            verbs.is_op(sink.node, *recurrent.RULES)
+            and (nothing := recurrent.silent(consts, sink.node, sink.index)) is not None
+        ):
+            values = np.where(nothing.reshape(values.shape), 0.0, values)
         found.setdefault(sink.node, []).append(Sum(sink, classes, values, weights, plain))
     return [each for same_node in found.values() for each in _of_products(same_node)]
 

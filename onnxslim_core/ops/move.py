@@ -149,6 +149,37 @@ def _expand(flow: Flow, node: ir.Node, array: Array) -> list[Array] | None:
     return [array.reshape((1,) * (rank - array.ndim) + array.shape)]
 
 
+def _label_expand(flow: Flow, node: ir.Node) -> None:
+    """Copies that a Reshape turns into channels are channels themselves: keys repeated for each of their queries."""
+    _EXPAND.label(flow, node)
+    value = node.outputs[0]
+    labels, shape = flow.table.get(value), flow.shape(value)
+    if labels is None or labels.size == 1 or not any(verbs.is_op(use.node, "Reshape") for use in value.uses()):
+        return
+    before = (*(1,) * (len(shape) - len(flow.shape(node.inputs[0]))), *flow.shape(node.inputs[0]))
+    for axis in range(1, len(shape)):
+        copies = shape[axis] if before[axis] == 1 < shape[axis] and labels.shape[axis - 1] > 1 else 1
+        if 1 < copies <= _MOST_COPIES and _is_fixed(flow, node.inputs[1], axis - len(shape)):
+            labels = flow.atoms.grid(labels, flow.atoms.fresh(copies), axis)
+    flow.set(value, labels)
+
+
+def _is_fixed(flow: Flow, shape: ir.Value | None, entry: int) -> bool:
+    """True where an entry (from the end) of a vector of sizes is the same number whatever the sizes of the inputs."""
+    if shape not in flow.sized:
+        return flow.known(shape) is not None
+    node = shape.producer() if shape is not None else None
+    if not verbs.is_op(node, "Concat"):
+        return False
+    assert node is not None
+    for part in reversed(node.inputs):
+        length = flow.shape(part)[0]
+        if -entry <= length:
+            return part not in flow.sized and flow.known(part) is not None
+        entry += length
+    return False
+
+
 def _cut_expand(cut: Cut, node: ir.Node) -> None:
     keeps, shape = cut.keeps(node.outputs[0]), cut.flow.known(node.inputs[1])
     if not keeps:
@@ -211,13 +242,17 @@ def _label_space_to_depth(flow: Flow, node: ir.Node) -> None:
     flow.set(node.outputs[0], labels)
 
 
+_EXPAND = moving(_expand, _cut_expand, (1,))
+_MOST_COPIES = 256
+"""Copies beyond these are no queries of a key."""
+
 RULES = {
     "Reshape": moving(_reshape, _cut_reshape_attribute, (1,)),
     "Flatten": moving(_reshape),
     "Squeeze": moving(_reshape),
     "Unsqueeze": moving(_reshape),
     "Transpose": moving(_transpose),
-    "Expand": moving(_expand, _cut_expand, (1,)),
+    "Expand": Rule(_label_expand, _EXPAND.cut, _EXPAND.value),
     "Tile": moving(_tile, None, (1,)),
     "DepthToSpace": Rule(_label_depth_to_space, None, _value_depth_to_space),
     "SpaceToDepth": Rule(_label_space_to_depth, None, _value_space_to_depth),

@@ -13,14 +13,16 @@ import math
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxslim_core import graph as verbs
 from onnxslim_core.ops.atoms import Labels
+from onnxslim_core.ops.consts import Consts, array_of
 from onnxslim_core.ops.cut import Cut, Keep
 from onnxslim_core.ops.flow import Flow, Rule
 from onnxslim_core.ops.join import join
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "is_zero", "silent"]
 
 _GATES = {"LSTM": 4, "DynamicQuantizeLSTM": 4, "GRU": 3, "RNN": 1}
 _SCALES = (8, 9, 10, 11)
@@ -74,7 +76,7 @@ def _label(flow: Flow, node: ir.Node) -> None:
 def _meet_state(flow: Flow, node: ir.Node, index: int, units: Labels) -> None:
     """A state that is given has the same units; zeros, however computed, are no matter."""
     state = _given(node, index)
-    if state is None or _is_zero(flow, state):
+    if state is None or is_zero(flow, state):
         return
     if flow.is_constant(state):
         flow.use(node, index, 2, units, "carry")
@@ -85,7 +87,7 @@ def _meet_state(flow: Flow, node: ir.Node, index: int, units: Labels) -> None:
     join(flow.atoms, units.reshape(1, 1, -1), shape, labels, shape)
 
 
-def _is_zero(flow: Flow, value: ir.Value | None) -> bool:
+def is_zero(flow: Flow, value: ir.Value | None) -> bool:
     """True for zeros, also where only their number is computed."""
     while value is not None:
         known = flow.known(value)
@@ -122,11 +124,77 @@ def _cut(cut: Cut, node: ir.Node) -> None:
             cut.constant(node, index, {1: every(copies)})
     for index in _STATES:
         state = _given(node, index)
-        if state is not None and _is_zero(cut.flow, state):
+        if state is not None and is_zero(cut.flow, state):
             verbs.replace_input(node, index, None)
         elif state is not None and cut.flow.is_constant(state):
             cut.constant(node, index, {2: keep})
     verbs.set_attribute(node, "hidden_size", len(keep))
 
 
-RULES = {"com.microsoft.DynamicQuantizeLSTM" if op.startswith("Dynamic") else op: Rule(_label, _cut) for op in _GATES}
+# ---------------------------------------------------------------------- what adds nothing
+_CANDIDATE = {"LSTM": 3, "GRU": 2, "RNN": 0}
+"""The gate that makes the new state: where it is zero, a state of zero stays zero (f c, z h, tanh(0))."""
+
+
+def _value(consts: Consts, node: ir.Node) -> None:
+    """Hidden units that stay zero: zero at the start, and nothing but zeros in the rows that make their new state."""
+    flow = consts.flow
+    weight, inner, bias = (array_of(flow, _given(node, index)) for index in (1, 2, 3))
+    if weight is None or inner is None or (_given(node, 3) is not None and bias is None):
+        return
+    if verbs.attribute(node, "activations", None) is not None:
+        return
+    size, gates, gate = inner.shape[2], _GATES[node.op_type], _CANDIDATE[node.op_type]
+    x = consts.get(node.inputs[0])
+    heard = np.ones(weight.shape[2], np.bool_) if x is None or x.size == 1 else x.reshape(-1) != 0
+    rows = slice(gate * size, (gate + 1) * size)
+    zero = np.asarray(~weight[:, rows][:, :, heard].any(axis=(0, 2)))
+    if bias is not None:  # those of W and those of R
+        zero &= ~bias.reshape(len(bias), 2, gates * size)[:, :, rows].any(axis=(0, 1))
+    for index in _STATES:
+        zero &= _starts_at_zero(consts, _given(node, index), size)
+    while zero.any():
+        fed = inner[:, rows][:, :, ~zero].any(axis=(0, 2))
+        if not (zero & fed).any():
+            break
+        zero &= ~fed
+    for value in node.outputs:
+        if (labels := flow.table.get(value)) is not None and labels.size == size:
+            consts.set(value, np.where(zero, 0.0, np.nan).reshape(labels.shape))
+
+
+def _starts_at_zero(consts: Consts, state: ir.Value | None, size: int) -> NDArray[np.bool_]:
+    """Units whose first state is zero."""
+    if state is None or is_zero(consts.flow, state):
+        return np.ones(size, np.bool_)
+    given = array_of(consts.flow, state) if consts.flow.is_constant(state) else consts.get(state)
+    if given is None or given.shape[-1] != size:
+        return np.zeros(size, np.bool_)
+    return np.asarray(~given.reshape(-1, size).any(axis=0))
+
+
+def silent(consts: Consts, node: ir.Node, index: int) -> NDArray[np.bool_] | None:
+    """Of a sum: channels of X (`index` 0) or hidden units (`index` 2) that are zero, or that no other unit reads.
+
+    What a unit reads of itself is no matter, since it goes with the unit. None where the weights are not known.
+    """
+    weights = array_of(consts.flow, node.inputs[2 if index else 1])
+    if node.op_type not in _CANDIDATE or weights is None:
+        return None
+    if not index:
+        return np.asarray(~weights.any(axis=(0, 1)))
+    size = weights.shape[2]
+    others = weights.reshape(-1, size, size) * (1 - np.eye(size, dtype=weights.dtype))
+    found = ~others.any(axis=(0, 1))
+    for value in node.outputs:
+        if (held := consts.get(value)) is not None and held.size == size:
+            found |= held.reshape(-1) == 0
+    return np.asarray(found)
+
+
+RULES = {
+    "com.microsoft.DynamicQuantizeLSTM" if op.startswith("Dynamic") else op: Rule(
+        _label, _cut, _value if op in _CANDIDATE else None
+    )
+    for op in _GATES
+}

@@ -445,6 +445,14 @@ JOINTS = [
         arrays={"s": [1, 10, 1, 1]},
     ),
     Case(
+        "keys repeated for each of their queries",
+        "x N,5,7 | w 7,12 | int64 h 4 | int64 u 1 | int64 s 5 | int64 r 4 | int64 f 3 | z 36,4",
+        "a = MatMul(x, w) b = Reshape(a, h) c = Transpose<perm=[0,2,1,3]>(b) d = Unsqueeze(c, u) e = Expand(d, s)"
+        " g = Reshape(e, r) t = Transpose<perm=[0,2,1,3]>(g) k = Reshape(t, f) y = MatMul(k, z)",
+        (6, 2),
+        arrays={"h": [0, 0, 2, 6], "u": [2], "s": [1, 1, 3, 1, 1], "r": [0, 6, -1, 6], "f": [0, 0, 36]},
+    ),
+    Case(
         "tile channels",
         "x N,3,H,W | w 5,3,1,1 | int64 s 4 | z 4,10,1,1",
         "a = Conv(x, w) e = Tile(a, s) y = Conv(e, z)",
