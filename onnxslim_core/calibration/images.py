@@ -207,13 +207,12 @@ def image_columns(
         raise DataError(f"[data.inputs.{entry.name}] from = '{given.array}' names an array, the data is image files")
     settled = _Settled(entry, given, shapes.get(entry.name))
     batch = settled.shape[0] or 1
-    column = settled.column(files, batch, seed)
+    column = settled.column(files, batch, seed, random_parts=spec.crops is not None)
     if spec.crops is not None and column.geometry.size is None:
         raise DataError(
             f"random crops need a size for input '{entry.name}'", f"[data.inputs.{entry.name}] size = [H, W]"
         )
     column = replace(column, numbers=_numbers(len(files.names), batch, spec.crops), flips=spec.flips)
-    column = replace(column, random_parts=spec.crops is not None)
     columns: dict[str, Column] = {entry.name: column}
     columns |= {each.name: constant(each, fixed[each.name]) for each in inputs if each.name in fixed}
     return columns, tuple(settled.assumed)
@@ -249,21 +248,33 @@ class _Settled:
         self.channels = self._channels()
         self.size = self._size()
 
-    def column(self, files: Found, batch: int, seed: int) -> ImageColumn:
-        """The column, without its samples."""
+    def column(self, files: Found, batch: int, seed: int, *, random_parts: bool) -> ImageColumn:
+        """The column, without its samples; random parts stand in for resizing and cropping."""
         entry, given = self.entry, self.given
         check_dtype(entry, given)
         assert entry.dtype is not None
-        geometry = Geometry(
-            self.size,
-            self._or("resize", given.resize, "none" if self.size is None else "shorter"),
-            given.resize_to,
-            given.interpolation or "bilinear",
-            self._or("crop", given.crop, "none" if self.size is None else "center"),
-            114 if given.fill is None else given.fill,
+        geometry = Geometry(self.size, interpolation=given.interpolation or "bilinear")
+        if not random_parts:
+            geometry = replace(
+                geometry,
+                resize=self._or("resize", given.resize, "none" if self.size is None else "shorter"),
+                resize_to=given.resize_to,
+                crop=self._or("crop", given.crop, "none" if self.size is None else "center"),
+                fill=114 if given.fill is None else given.fill,
+            )
+        return ImageColumn(
+            files,
+            (),
+            batch,
+            entry.name,
+            entry.dtype,
+            self.layout,
+            self.channels,
+            geometry,
+            self._scaled(),
+            seed,
+            random_parts,
         )
-        spec = self._scaled()
-        return ImageColumn(files, (), batch, entry.name, entry.dtype, self.layout, self.channels, geometry, spec, seed)
 
     def _or(self, key: str, value: str | None, otherwise: str) -> str:
         if value is None:

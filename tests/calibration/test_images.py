@@ -234,7 +234,7 @@ def test_random_crop_after_resizing(tmp_path: Path) -> None:
 
 def test_flips_can_be_switched_off(tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
-    ramp = np.broadcast_to(np.arange(0, 200, 5, np.uint8)[None, :, None], (40, 40, 3))
+    ramp = np.broadcast_to(np.arange(0, 200, 5).astype(np.uint8)[None, :, None], (40, 40, 3))
     Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "p" / "a.png")
 
     def rising(flips: bool) -> set[bool]:

@@ -1,0 +1,106 @@
+"""Few images that look like many: folds and halves by origin, the ridge that follows, noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxslim_core.calibration.diversity import advised_ridge, distinct, folds, halves, looks_like_noise, shortage
+from onnxslim_core.calibration.moments import Sums
+from onnxslim_core.repair.least_squares import solve
+
+
+def test_folds_share_no_origin_and_miss_no_sample() -> None:
+    rng = np.random.default_rng(0)
+    origins = rng.integers(0, 23, 200).tolist()
+    parts = folds(origins, 4, seed=3)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(200))
+    held = [{origins[i] for i in part} for part in parts]
+    assert all(not a & b for number, a in enumerate(held) for b in held[:number])
+    assert max(map(len, parts)) - min(map(len, parts)) <= 12
+    again, other = folds(origins, 4, seed=3), folds(origins, 4, seed=4)
+    assert all((a == b).all() for a, b in zip(parts, again, strict=True))
+    assert any(len(a) != len(b) or (a != b).any() for a, b in zip(parts, other, strict=True))
+
+
+def test_no_more_folds_than_origins() -> None:
+    assert [part.tolist() for part in folds([5, 5, 5], 4)] == [[0, 1, 2]]
+    assert len(folds([1, 2, 2], 4)) == 2
+
+
+def test_halves_interleave() -> None:
+    deciding, judging = halves(list(range(7)))
+    assert (deciding.tolist(), judging.tolist()) == ([1, 3, 5], [0, 2, 4, 6])
+    deciding, judging = halves([0, 0, 0, 0, 1, 2, 3])
+    assert (deciding.tolist(), judging.tolist()) == ([4, 5, 6], [0, 1, 2, 3])
+    assert [len(half) for half in halves([4, 4, 4])] == [0, 3]
+
+
+def test_a_curve_across_folds_sees_what_one_on_itself_hides() -> None:
+    """Rows of few origins: weights fitted on some of them look perfect there, and are judged worse on the others."""
+    rng = np.random.default_rng(0)
+    width, images, each = 24, 16, 30
+    start = rng.standard_normal((width, 5))
+    centers = rng.standard_normal((images, width))
+    x = (centers[:, None] + 0.01 * rng.standard_normal((images, each, width))).reshape(-1, width).astype(np.float32)
+    y = (np.tanh(x) @ start).astype(np.float32)
+    origins = np.repeat(np.arange(images), each).tolist()
+
+    def moments(numbers: np.ndarray):  # type: ignore[no-untyped-def]
+        sums = Sums()
+        sums.add(x[numbers], y[numbers])
+        return sums.moments()
+
+    def errors(parts: list[np.ndarray]) -> tuple[float, float]:
+        on_itself, on_others = [], []
+        for number, part in enumerate(parts):
+            rest = np.concatenate([other for place, other in enumerate(parts) if place != number])
+            weights, _ = solve(moments(rest), np.zeros_like(start), 1e-6)
+            on_itself.append(moments(rest).error(weights) / moments(rest).v.sum())
+            on_others.append(moments(part).error(weights) / moments(part).v.sum())
+        return float(np.mean(on_itself)), float(np.mean(on_others))
+
+    by_origin = errors(folds(origins, 4))
+    by_row = errors([np.arange(k, images * each, 4) for k in range(4)])
+    assert by_origin[1] > 20 * by_origin[0]
+    assert by_row[1] < 2 * by_row[0]  # the trap: rows of the same images on both sides
+
+
+def test_the_ridge_grows_where_images_are_few() -> None:
+    assert advised_ridge(list(range(64)), 64) == pytest.approx(1e-4)
+    assert advised_ridge(list(range(500)), 64) == pytest.approx(1e-4)
+    assert advised_ridge([0, 1, 2] * 100, 64) == pytest.approx(1e-1)
+    between = [advised_ridge(list(range(n)), 100) for n in (10, 20, 50, 90, 100)]
+    assert between == sorted(between, reverse=True) and 1e-4 < between[2] < 1e-2
+    assert distinct([3, 3, 1]) == 2
+
+
+def test_a_warning_only_where_images_are_few() -> None:
+    assert shortage(list(range(64)), 64) == "" and shortage([], 64) == ""
+    assert "decided on 20 different samples" in shortage(list(range(20)) * 9, 1152)
+    assert "1152 channels" in shortage(list(range(20)), 1152)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_noise_is_told_from_pictures(dtype: type, layout: str) -> None:
+    rng = np.random.default_rng(1)
+
+    def sample(smooth: bool) -> dict[str, np.ndarray]:
+        x = rng.standard_normal((1, 3, 32, 32)) * 40 + 128
+        if smooth:
+            x = np.cumsum(np.cumsum(x - 128, -1), -2) / 10 + 128
+        x = np.clip(x, 0, 255).astype(dtype)
+        return {"x": x if layout == "NCHW" else x.transpose(0, 2, 3, 1)}
+
+    assert looks_like_noise([sample(False) for _ in range(4)])
+    assert not looks_like_noise([sample(True) for _ in range(4)])
+
+
+def test_what_is_no_picture_is_not_called_noise() -> None:
+    rng = np.random.default_rng(0)
+    assert not looks_like_noise([{"x": rng.standard_normal((1, 64))}])
+    assert not looks_like_noise([{"x": rng.standard_normal((1, 256, 1, 1))}])
+    assert not looks_like_noise([{"x": np.full((1, 3, 32, 32), 0.5)}])
+    assert not looks_like_noise([{"ids": rng.integers(0, 99, (1, 32))}])
+    assert not looks_like_noise([])
