@@ -51,9 +51,8 @@ def waves(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A smooth random picture; uint8 [height, width, 3]."""
     across, down = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     parts = [np.sin(rng.uniform(-9, 9) * across + rng.uniform(-9, 9) * down + rng.uniform(0, 6)) for _ in range(9)]
-    return np.clip(np.reshape(parts, (3, 3, height, width)).sum(0).transpose(1, 2, 0) * 40 + 128, 0, 255).astype(
-        np.uint8
-    )
+    pixels = np.reshape(parts, (3, 3, height, width)).sum(0).transpose(1, 2, 0) * 40 + 128
+    return np.asarray(np.clip(pixels, 0, 255), np.uint8)
 
 
 @pytest.fixture
