@@ -294,3 +294,12 @@ def test_feeds_decide_and_judge_on_different_images(photos: Path) -> None:
     feeds = open_feeds(Plain(load(net()), 1), recipe, photos, {}, {}, 0)
     assert {sample["x"].tobytes() for sample in feeds.deciding}.isdisjoint(s["x"].tobytes() for s in feeds.judging)
     assert len(feeds.deciding) == 20 and feeds.decides
+
+
+def test_the_recipe_of_the_readme_prepares_images(photos: Path) -> None:
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text("utf-8")
+    text = readme.partition("### Your data")[2].partition("```toml\n")[2].partition("```")[0]
+    recipe = Recipe.parse(text.replace("samples = 512", "samples = 8", 1).replace(".image]", ".x]") + STEP)
+    assert recipe.data.source == "photos/"
+    report = squeeze(recipe, photos, model=net(224)).report
+    assert report.data.assumed == () and report.data.shapes == {"x": (1, 3, 224, 224)}
