@@ -314,6 +314,7 @@ class Job:
             seed=self.seed,
             threads=self.threads,
             progress=self.progress,
+            parts=(self.budget or Budget()).parts,
             latency=self._probe if self.times else None,
             notes={key: copy.copy(value) for key, value in notes.items()},
         )

@@ -125,6 +125,8 @@ class Context:
         seed: Of everything that is drawn.
         threads: For measuring.
         progress: Called with (step, done, total).
+        parts: By output: an axis, and by name the first and one past the last of its columns that mean different
+            things and are judged apart.
         latency: Interleaved measurement (reference, candidate) -> Timing, or None where measuring is off.
         notes: What earlier passes left for later ones, by pass name.
     """
@@ -135,6 +137,7 @@ class Context:
     seed: int = 0
     threads: int = 1
     progress: Progress = _silent
+    parts: Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]] = field(default_factory=dict)
     latency: Callable[[ir.Model, ir.Model], Timing] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from onnxslim_core.calibration.batches import stacked
 from onnxslim_core.graph import label_of
 from onnxslim_core.quant.draft import Draft
 from onnxslim_core.quant.judge import Judge, Score
+from onnxslim_core.quant.mend import mend
 from onnxslim_core.quant.mixed import Choice, alone, choose, effort
 from onnxslim_core.rewrite import Context, Sample
 
@@ -20,6 +21,8 @@ __all__ = ["Search", "Wanted"]
 _WORK = 2e10
 """Multiply-adds that one look at a set of layers may take: it decides how many samples are looked at."""
 _LOOKS = (6, 48)
+_COMFORTABLE = 0.25
+"""Share of what may be lost below which nothing is mended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ class Search:
         )
         draft.method, draft.percentile = wanted.ranges, wanted.percentile
         judge = self._judge(aside[: self._count(draft)])
-        score = self._look(draft, judge)
+        score = self._mended(draft, judge, batches, tuple(draft.linear), self._look(draft, judge, draft.linear))
         choice: Choice | None = Choice(tuple(draft.linear), score)
         self.details |= {"layers": len(draft.linear), "cosine_of_all": score.cosine}
         if not Choice((), score).holds:
@@ -79,6 +82,9 @@ class Search:
             choice = choose(draft, judge, damages, effort(draft), weights=draft.weights, progress=context.progress)
             worst = sorted(damages, key=damages.__getitem__, reverse=True)[:10]
             self.details["damage_alone"] = {label_of(node): damages[node] for node in worst}
+            if choice is not None and choice.linear:
+                again = self._mended(draft, judge, batches, choice.linear, choice.score)
+                choice = Choice(choice.linear, again)
         if choice is None:
             return None, ()
         self.details |= {"cosine": choice.score.cosine, "parts": dict(choice.score.parts)}
@@ -93,21 +99,39 @@ class Search:
             stacked(self.original, samples),
             min_cosine=self.wanted.min_cosine,
             min_agreement=self.wanted.min_agreement,
-            parts=_parts(self.context),
+            parts=self.context.parts,
             threads=self.context.threads,
         )
 
-    def _look(self, draft: Draft, judge: Judge) -> Score:
-        return judge.look(draft.variant(draft.layout(draft.linear)))
+    def _look(self, draft: Draft, judge: Judge, linear: Sequence[ir.Node]) -> Score:
+        return judge.look(draft.variant(draft.layout(linear)))
+
+    def _mended(
+        self, draft: Draft, judge: Judge, batches: Sequence[Sample], linear: Sequence[ir.Node], before: Score
+    ) -> Score:
+        """Round these layers anew, with care, and keep that if it answers better; returns the better score."""
+        if self.wanted.repair == "never" or (self.wanted.repair == "auto" and before.damage <= _COMFORTABLE):
+            return before
+        old, context = draft.weights, self.context
+        draft.weights = old | mend(
+            draft,
+            draft.layout(linear),
+            batches,
+            seed=context.seed,
+            threads=context.threads,
+            progress=context.progress,
+        )
+        after = self._look(draft, judge, linear)
+        if after.damage < before.damage:
+            self.details["mended"] = len(draft.weights)
+            return after
+        draft.weights = old
+        return before
 
     def _count(self, draft: Draft) -> int:
         """Samples for a look: fewer of a large network."""
         work = sum(effort(draft).values()) / max(draft.batch, 1)
         return int(min(max(_WORK / max(work, 1.0), _LOOKS[0]), _LOOKS[1]))
-
-
-def _parts(context: Context) -> Mapping[str, Any]:
-    return getattr(context, "parts", None) or {}
 
 
 def split(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:

@@ -79,21 +79,18 @@ class Draft:
         """Where numbers have 8 bits once these linear nodes do."""
         return lay_out(self.model, linear, self.spreads, left)
 
-    def variant(
-        self, layout: Layout, weights: Mapping[ir.Node, Rounded] | None = None, *, keep_source: bool = True
-    ) -> ir.Model:
+    def variant(self, layout: Layout, weights: Mapping[ir.Node, Rounded] | None = None) -> ir.Model:
         """The model with a layout written into it.
 
         Args:
             layout: From `layout`.
             weights: Rounded with care; those of the draft by default.
-            keep_source: False writes into the draft's own model, which is then of no further use.
         """
-        grids = {value: self._grid(layout.root(value)) for value in layout.rounded}
-        given = self.weights if weights is None else weights
-        if not keep_source:
-            insert(self.model, layout, _rooted(layout, grids), given)
-            return self.model
+        return self.written(layout, self.weights if weights is None else weights)[0]
+
+    def written(self, layout: Layout, weights: Mapping[ir.Node, Rounded]) -> tuple[ir.Model, dict[ir.Node, ir.Node]]:
+        """As `variant`, with the copy of every node of the model."""
+        grids = {layout.root(value): self._grid(layout.root(value)) for value in layout.rounded}
         clone = self.model.clone()
         nodes, values = _twins(self.model, clone)
         moved = Layout(
@@ -102,9 +99,9 @@ class Draft:
             {values[a]: values[b] for a, b in layout.source.items()},
             frozenset(values[value] for value in layout.inside),
         )
-        found = {values[value]: grid for value, grid in _rooted(layout, grids).items()}
-        insert(clone, moved, found, {nodes[node]: given[node] for node in given if node in layout.nodes})
-        return clone
+        found = {values[value]: grid for value, grid in grids.items()}
+        insert(clone, moved, found, {nodes[node]: weights[node] for node in weights if node in layout.nodes})
+        return clone, nodes
 
     def _grid(self, value: ir.Value) -> Grid:
         key = value, self.method
@@ -116,10 +113,6 @@ class Draft:
                 low, high = range_of(self.spreads[value], self.method, self.percentile)
             self._grids[key] = grid_of(low, high)
         return self._grids[key]
-
-
-def _rooted(layout: Layout, grids: Mapping[ir.Value, Grid]) -> dict[ir.Value, Grid]:
-    return {layout.root(value): grid for value, grid in grids.items()}
 
 
 def _flows(value: ir.Value) -> bool:

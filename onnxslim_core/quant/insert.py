@@ -18,7 +18,7 @@ from onnxslim_core import graph as verbs
 from onnxslim_core.quant.grid import Grid, as_float32, on_grid, quantize_bias, quantize_weights, scales_of
 from onnxslim_core.quant.layout import Layout, activations, channel_axis
 
-__all__ = ["Rounded", "insert"]
+__all__ = ["Rounded", "insert", "rewrite"]
 
 Floats = NDArray[np.float64]
 
@@ -57,6 +57,33 @@ def insert(
             writer.pair(value)
 
 
+def rewrite(node: ir.Node, given: Rounded) -> None:
+    """Give other weights to a linear node that is written down in 8 bits already, bias included, in place."""
+    weight, source = node.inputs[1], node.inputs[0]
+    assert weight is not None and source is not None
+    scales = given.scales.astype(np.float32)
+    _refill(weight, given.q, scales)
+    if len(node.inputs) > 2 and node.inputs[2] is not None and given.bias is not None:
+        step = verbs.array_of(source.producer().inputs[1])  # type: ignore[union-attr]
+        assert step is not None
+        both = scales * np.float32(step)
+        _refill(node.inputs[2], _as_int32(given.bias, both), both)
+
+
+def _refill(value: ir.Value, *arrays: NDArray[np.generic]) -> None:
+    """Other numbers behind a DequantizeLinear."""
+    producer = value.producer()
+    assert producer is not None
+    for constant, array in zip(producer.inputs, arrays, strict=False):
+        assert constant is not None
+        constant.const_value = ir.Tensor(np.ascontiguousarray(array), name=constant.name)
+
+
+def _as_int32(bias: Floats, scales: NDArray[np.float32]) -> NDArray[np.int32]:
+    q = np.rint(bias / np.asarray(scales, np.float64))
+    return np.asarray(np.clip(q, -(2.0**31) + 1, 2.0**31 - 1), np.int32)
+
+
 class _Writer:
     """The edit under way."""
 
@@ -69,7 +96,7 @@ class _Writer:
 
     def _constant(self, array: NDArray[np.generic], hint: str) -> ir.Value:
         """An initializer; equal small ones are one, since there are two for every grid."""
-        key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 1 else object()
+        key = (array.dtype.str, array.shape, array.tobytes()) if not array.ndim else object()
         if key not in self._known:
             self._known[key] = verbs.add_constant(self._graph, self._names, array, hint)
         return self._known[key]
@@ -93,24 +120,33 @@ class _Writer:
         weight, source = node.inputs[1], node.inputs[0]
         array = verbs.array_of(weight)
         assert weight is not None and array is not None and source is not None
-        scales = scales_of(array, axis) if given is None else given.scales
         grid = self._grids[self._layout.root(source)]
-        shift = self._bias_of(node, given)
-        if shift is not None:
-            q_bias, total = quantize_bias(shift, scales * grid.scale)
-            wide = total / grid.scale
-            if (wide > scales * (1 + 1e-6)).any():
-                given, scales = None, as_float32(np.maximum(wide, scales))
-            made = self._affine(q_bias, scales.astype(np.float32) * np.float32(grid.scale), 0, node, "bias")
-            self._swap(node, 2, made)
-        q = quantize_weights(array, scales, axis) if given is None else given.q
-        self._swap(node, 1, self._affine(q, scales.astype(np.float32), axis, node, f"{weight.name}"))
+        if given is None:
+            bias = verbs.array_of(node.inputs[2]) if len(node.inputs) > 2 else None
+            scales = scales_of(array, axis)
+            if bias is not None:
+                scales = np.maximum(scales, quantize_bias(bias, scales * grid.scale)[1] / grid.scale)
+                scales = as_float32(scales)
+            given = Rounded(quantize_weights(array, scales, axis), scales)
+        self.linear(node, axis, given, grid.scale)
 
-    def _bias_of(self, node: ir.Node, given: Rounded | None) -> Floats | None:
-        if given is not None and given.bias is not None and node.op_type != "MatMul":
-            return given.bias
-        bias = verbs.array_of(node.inputs[2]) if len(node.inputs) > 2 else None
-        return None if bias is None else np.asarray(bias, np.float64)
+    def linear(self, node: ir.Node, axis: int, given: Rounded, step: float) -> None:
+        """Write weights and bias of a layer whose input has this step.
+
+        Args:
+            node: The layer.
+            axis: Of its weights, which counts output channels.
+            given: What to write; a bias of a MatMul has no place.
+            step: Scale of the input.
+        """
+        bias = given.bias
+        if bias is None and len(node.inputs) > 2 and node.inputs[2] is not None:
+            bias = np.asarray(verbs.array_of(node.inputs[2]), np.float64)
+        scales = given.scales.astype(np.float32)
+        if bias is not None and node.op_type != "MatMul":
+            both = scales * np.float32(step)
+            self._swap(node, 2, self._affine(_as_int32(bias, both), both, 0, node, "bias"))
+        self._swap(node, 1, self._affine(given.q, scales, axis, node, "weight"))
 
     def _affine(
         self, q: NDArray[np.generic], scales: NDArray[np.float32], axis: int, node: ir.Node, hint: str

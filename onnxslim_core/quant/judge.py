@@ -117,7 +117,7 @@ class Judge:
 
 def _found_parts(answers: Sequence[np.ndarray]) -> Parts | None:
     """Two runs of columns of very different size, along the axis where the step between them is the largest."""
-    if len({answer.shape for answer in answers}) > 1 or answers[0].ndim < 3 or answers[0].dtype.kind != "f":
+    if len({answer.shape[1:] for answer in answers}) > 1 or answers[0].ndim < 3 or answers[0].dtype.kind != "f":
         return None
     best, found = _APART, None
     for axis in range(1, answers[0].ndim):
