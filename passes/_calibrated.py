@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -11,14 +11,23 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from onnxslim_core.calibration.batches import stacked
-from onnxslim_core.calibration.consumers import Consumer, consumers_of, kept_outputs, put_weights, weights_of
+from onnxslim_core.calibration.consumers import (
+    Consumer,
+    bias_of,
+    consumers_of,
+    kept_outputs,
+    put_weights,
+    readers_of,
+    weights_of,
+)
 from onnxslim_core.calibration.moments import Moments
 from onnxslim_core.calibration.study import study
 from onnxslim_core.channels.groups import ChannelGraph, Group
 from onnxslim_core.channels.removal import remove_atoms
 from onnxslim_core.channels.trace import trace
-from onnxslim_core.criteria.obs import Curve, removal_curve
-from onnxslim_core.graph import array_of, attribute
+from onnxslim_core.criteria.curves import Curve, Setting
+from onnxslim_core.criteria.table import MEASURED, curve_of
+from onnxslim_core.graph import label_of
 from onnxslim_core.measure.session import open_session, run
 from onnxslim_core.model import wrap
 from onnxslim_core.repair.least_squares import solve
@@ -52,32 +61,40 @@ class Calibrated:
         )
         return cls(channels, context, batches, consumers, moments)
 
-    def readers(self, group: Group) -> list[tuple[Consumer, Moments]] | None:
-        """Every sum that reads the group, or None where one cannot be solved for."""
-        mine = [
-            sink.node for sink in self.channels.sinks if np.isin(self.channels.of(sink.labels), group.classes).any()
-        ]
-        if not mine or any(node not in self.moments for node in mine):
-            return None
-        return [(self.consumers[node], self.moments[node]) for node in dict.fromkeys(mine)]
+    def readers(self, group: Group) -> list[tuple[Consumer, Moments]] | str:
+        """Every sum that reads the group, or why one of them cannot be solved for."""
+        found = readers_of(self.channels, group, self.consumers)
+        if isinstance(found, str):
+            return found
+        large = next((each.node for each in found if each.node not in self.moments), None)
+        if large is not None:
+            return f"{label_of(large)} has too many inputs per output to be solved for"
+        return [(each, self.moments[each.node]) for each in found]
 
-    def curve(self, group: Group) -> Curve | None:
-        """The order of removal by optimal brain surgeon; None where a reader cannot be solved for."""
+    def curve(self, group: Group, criterion: str) -> Curve | str:
+        """The order of removal and what it loses; or why a reader cannot be solved for."""
         readers = self.readers(group)
-        if readers is None:
-            return None
+        if isinstance(readers, str):
+            return readers
+        setting = Setting(self.channels, group, self.context.seed)
+        if criterion in MEASURED:
+            setting = replace(setting, measure=lambda chosen: self.measured(group, np.array(chosen, np.int32)))
         with threadpool_limits(self.context.threads):
-            return removal_curve(readers, group.classes[group.free], keep=1)
+            return curve_of(criterion, readers, group.classes[group.free], setting)
 
     def damage(self, group: Group, curve: Curve) -> float:
         """Squared error of the answers over their variance, with half of the group gone and its readers solved anew."""
+        return self.measured(group, curve.order[: max(len(curve.order) // 2, 1)])
+
+    def measured(self, group: Group, classes: NDArray[np.int32]) -> float:
+        """Squared error of the answers over their variance without these classes, their readers solved anew."""
         readers = self.readers(group)
-        classes = curve.order[: max(len(curve.order) // 2, 1)]
+        assert not isinstance(readers, str)
         model = self.channels.flow.model
         probe = model.clone()
         twin = ChannelGraph(trace(probe, self.context.samples[0], _Moved(self.channels, probe)), self.channels.classes)
         gone = twin.gone(classes.tolist())
-        solved = {str(each.node.name): _solved(each, moments, gone, classes) for each, moments in readers or ()}
+        solved = {str(each.node.name): _solved(each, moments, gone, classes) for each, moments in readers}
         kept = kept_outputs(twin, gone)
         remove_atoms(twin, gone)
         for node in list(probe.graph):
@@ -135,15 +152,7 @@ def _solved(
         moments.v,
     )
     weights, shift = solve(part, start[stays])
-    return weights, shift + _bias_of(consumer.node, start.shape[1])
-
-
-def _bias_of(node: ir.Node, count: int) -> NDArray[np.float64]:
-    if node.op_type == "MatMul" or len(node.inputs) < 3:
-        return np.zeros(count)
-    array = array_of(node.inputs[2])
-    factor = float(attribute(node, "beta", 1.0)) if node.op_type == "Gemm" else 1.0
-    return np.zeros(count) if array is None else np.broadcast_to(np.asarray(array, np.float64) * factor, (count,))
+    return weights, shift + bias_of(consumer.node, start.shape[1])
 
 
 class _Moved:

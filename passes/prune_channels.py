@@ -8,11 +8,13 @@ the result equals the model with zeros multiplied in at every sum over the remov
                 global    one threshold on scores over their group's mean; `target` is the share of channels kept
                 macs      the same, to the share `target` of the multiply-adds
                           (bn_scale has its threshold on the scale itself, as Network Slimming does)
-    criterion   l1, l2, bn_scale, geometric_median, random; obs from samples (one file each in onnxslim_core/criteria)
+    criterion   l1, l2, bn_scale, geometric_median, svd_leverage, random on weights alone; from samples apoz, wifv,
+                thinet, lasso, omp, obs, trial (one file each in onnxslim_core/criteria, with its paper)
 
 Lossy. With samples, every reader of removed channels is solved anew by least squares, one after the other, on what it
-reads by then (`repair = "least_squares"`). Without, the expected value of a removed channel after BatchNormalization
-and its activation goes into the next bias (`repair = "bias"`). With `obs`, `macs` measures what each group loses.
+reads by then (`repair = "least_squares"`; `scale`, `variance` and `bias` change less of it). Without, the expected
+value of a removed channel after BatchNormalization and its activation goes into the next bias (`repair = "bias"`).
+With a criterion from samples, `macs` measures what each group loses.
 Refuses groups that reach an output, an input or an operator it does not know.
 """
 
@@ -26,17 +28,18 @@ from typing import ClassVar, final
 import onnx_ir as ir
 
 from onnxslim_core.calibration.batches import stacked
-from onnxslim_core.calibration.consumers import kept_outputs
+from onnxslim_core.calibration.consumers import kept_outputs, note_kept
 from onnxslim_core.channels.biases import add_shifts
 from onnxslim_core.channels.boxes import settle
 from onnxslim_core.channels.groups import ChannelGraph, Group, atom_mass
 from onnxslim_core.channels.removal import remove_atoms
 from onnxslim_core.channels.trace import trace
 from onnxslim_core.criteria.bn_scale import has_scale
-from onnxslim_core.criteria.table import CRITERIA
+from onnxslim_core.criteria.table import CRITERIA, SAMPLED
 from onnxslim_core.errors import RecipeError, UnsupportedModel
 from onnxslim_core.repair.bias import expected_shifts
 from onnxslim_core.repair.sequential import Refit
+from onnxslim_core.repair.table import REPAIRS
 from onnxslim_core.rewrite import Change, Context, Kind
 from onnxslim_core.search.curves import Option, plan_by_curves
 from onnxslim_core.search.views import least_loss, maker_energy
@@ -46,8 +49,7 @@ from ._calibrated import Calibrated, repaired_nodes
 
 __all__ = ["PruneChannels"]
 
-_REPAIRS = ("auto", "least_squares", "bias", "none")
-_SAMPLED = ("obs",)
+_REPAIRS = ("auto", *REPAIRS, "none")
 
 
 @final
@@ -75,11 +77,11 @@ class PruneChannels:
     min_width: int = 1
     """The least channels that stay in a group."""
     repair: str = "auto"
-    """`least_squares` (needs samples), `bias`, or `none`; `auto` is the first of these that can be done."""
+    """`least_squares`, `scale`, `variance` (on samples), `bias`, `none`; `auto`: the first, without samples `bias`."""
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
-            ("criterion", self.criterion, (*CRITERIA, *_SAMPLED)),
+            ("criterion", self.criterion, (*CRITERIA, *SAMPLED)),
             ("allocation", self.allocation, ALLOCATIONS),
             ("repair", self.repair, _REPAIRS),
         ):
@@ -104,8 +106,8 @@ class PruneChannels:
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Score, choose, remove, mend."""
         given = bool(context.samples) and context.samples_are_real
-        if not given and (self.criterion in _SAMPLED or self.repair == "least_squares"):
-            what = self.criterion if self.criterion in _SAMPLED else self.repair
+        if not given and (self.criterion in SAMPLED or (self.repair in REPAIRS and self.repair != "bias")):
+            what = self.criterion if self.criterion in SAMPLED else self.repair
             reason = f"{what} needs samples of real inputs: give --data"
             return [Change(self.name, (), "prune channels", reason=reason, guard="data_given")]
         try:
@@ -114,7 +116,7 @@ class PruneChannels:
             return [Change(self.name, (), "prune channels", reason=str(err), guard="sizes_known")]
         limits = Limits(self.round_to, self.max_ratio, self.min_width)
         groups, refused = self._groups(channels)
-        if self.criterion in _SAMPLED:
+        if self.criterion in SAMPLED:
             groups, plan, more = self._plan_from_samples(channels, groups, limits, context)
             refused += more
         else:
@@ -136,14 +138,18 @@ class PruneChannels:
         repair = self.repair if self.repair != "auto" else "least_squares" if given else "bias"
         gone = channels.gone(plan.all())
         details = {"macs_ratio": channels.macs(gone) / max(channels.macs(), 1)}
-        shifts = expected_shifts(channels, classes) if repair == "bias" else []
+        sampled = given and repair in REPAIRS
+        shifts = expected_shifts(channels, classes) if repair == "bias" and not sampled else []
         nodes, kept = repaired_nodes(channels, plan.all()), kept_outputs(channels, gone)
-        reference = model.clone() if repair == "least_squares" else None
+        reference = model.clone() if sampled else None
         saved = remove_atoms(channels, gone)
         add_shifts(channels, shifts, gone)
+        note_kept(model, kept)
         if reference is not None:
             batches = stacked(model, context.samples)
-            job = Refit(reference, model, batches, kept, nodes, seed=context.seed, threads=context.threads)
+            job = Refit(
+                reference, model, batches, kept, nodes, seed=context.seed, threads=context.threads, repair=repair
+            )
             details["nodes_solved"] = job.run(context.progress)
         what = f"remove {len(classes)} channels in all, repair {repair}"
         return Change(self.name, (), what, bytes_saved=saved, details=details)
@@ -155,11 +161,10 @@ class PruneChannels:
         study, options, refused = Calibrated.of(channels, context), [], []
         for number, group in enumerate(groups):
             context.progress("curves", number, len(groups))
-            curve = study.curve(group)
-            if curve is None:
-                reason = "a reader has no constant weights to be solved for, or too many"
+            curve = study.curve(group, self.criterion)
+            if isinstance(curve, str):
                 action = f"prune {group.width} channels"
-                refused.append(Change(self.name, (group.name,), action, reason=reason, guard="readers_solvable"))
+                refused.append(Change(self.name, (group.name,), action, reason=curve, guard="readers_solvable"))
                 continue
             loss = curve.error
             if self.allocation == "macs" and len(curve.order):

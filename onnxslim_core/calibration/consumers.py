@@ -27,10 +27,13 @@ __all__ = [
     "consumers_of",
     "is_depthwise",
     "is_linear",
+    "kept_of",
     "kept_outputs",
+    "note_kept",
     "put_weights",
     "readers_of",
     "source_of",
+    "stored_weights",
     "taps_of",
     "target_of",
     "weights_of",
@@ -128,8 +131,11 @@ def _spread(blocks: Floats) -> Floats:
     return full.reshape(groups * d, groups * n)
 
 
-def _from_rows(node: ir.Node, weights: Floats, shape: tuple[int, ...]) -> Floats:
-    """The inverse of `weights_of`, less a Gemm's alpha."""
+def stored_weights(node: ir.Node, weights: Floats) -> Floats:
+    """Weights (d, n) in the layout in which a node keeps its own: the inverse of `weights_of`, less a Gemm's alpha."""
+    array = verbs.array_of(node.inputs[constant_of(node)])
+    assert array is not None
+    shape = array.shape
     if _is_kernel(node):
         groups = _groups(node)
         taps = int(np.prod(shape[2:]))
@@ -211,7 +217,7 @@ def put_weights(model: ir.Model, node: ir.Node, weights: Floats, bias: Floats) -
     if node.op_type == "Gemm":
         verbs.set_attribute(node, "alpha", None)
         verbs.set_attribute(node, "beta", None)
-    layout = _from_rows(node, weights, old.shape)
+    layout = stored_weights(node, weights)
     made = verbs.add_constant(graph, names, _stored(layout, old.dtype), str(node.inputs[index].name))  # type: ignore[union-attr]
     _swap(node, index, made)
     if behind is not None:
@@ -345,6 +351,23 @@ def kept_outputs(channels: ChannelGraph, gone: NDArray[np.bool_]) -> Mapping[str
         if is_linear(node) and (labels := _output_labels(channels, node)) is not None:
             kept[str(node.name)] = np.flatnonzero(~gone[labels])
     return kept
+
+
+_KEPT = "onnxslim_core.kept_outputs"
+"""In a node's `meta`: which output channels it has left of those it had before anything was cut."""
+
+
+def note_kept(model: ir.Model, kept: Mapping[str, NDArray[np.int64]]) -> None:
+    """Remember, once channels are gone, which ones are left of those that a node had at first."""
+    for node in model.graph:
+        if (now := kept.get(str(node.name))) is not None:
+            before = node.meta.get(_KEPT)
+            node.meta[_KEPT] = now if before is None else before[now]
+
+
+def kept_of(model: ir.Model) -> dict[str, NDArray[np.int64]]:
+    """By the name of a node what `note_kept` remembers; absent where nothing was cut."""
+    return {str(node.name): node.meta[_KEPT] for node in model.graph if _KEPT in node.meta}
 
 
 def readers_of(channels: ChannelGraph, group: Group, consumers: Mapping[ir.Node, Consumer]) -> list[Consumer] | str:

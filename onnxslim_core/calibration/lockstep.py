@@ -87,7 +87,13 @@ class Walk:
 
     def missing(self, value: ir.Value) -> list[ir.Node]:
         """The nodes that still have to run before a value is there, in order."""
-        return sorted(_behind([value], self._done), key=self._order.__getitem__)
+        return self._sorted(_behind([value], self._done))
+
+    def _sorted(self, nodes: set[ir.Node]) -> list[ir.Node]:
+        """Nodes in the order of the graph, which may have got nodes since the walk began."""
+        if any(node not in self._order for node in nodes):
+            self._order = {node: place for place, node in enumerate(self._model.graph)}
+        return sorted(nodes, key=self._order.__getitem__)
 
     def has_run(self, node: ir.Node) -> bool:
         """True once the weights of a node no longer matter to this walk."""
@@ -114,7 +120,7 @@ class Walk:
 
     def each(self, values: Sequence[ir.Value]) -> Iterator[tuple[np.ndarray, ...]]:
         """Tensors batch by batch; they are held on where memory allows, else made again when they are asked for."""
-        nodes = sorted(_behind(values, self._done), key=self._order.__getitem__)
+        nodes = self._sorted(_behind(values, self._done))
         session = None
         if nodes:
             read = dict.fromkeys(v for node in nodes for v in read_by(node) if v in self._held[0])

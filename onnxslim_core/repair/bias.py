@@ -1,4 +1,6 @@
-"""What a removed channel is expected to be goes into the next bias; no data needed.
+"""What a removed channel is expected to be goes into the next bias; from samples, or without any.
+
+With samples (`mend`) the weights stay and the mean answer becomes what it was: b = mean_y - mean_x' W. Without:
 
 With z ~ N(beta, gamma^2) behind a BatchNormalization, E[f(z)] is known for every activation f: for a Relu
 beta Phi(a) + |gamma| phi(a) with a = beta / |gamma| (Nagel et al., Data-Free Quantization, ICCV 2019, appendix C).
@@ -14,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxslim_core import graph as verbs
+from onnxslim_core.calibration.moments import Moments
 from onnxslim_core.channels.biases import Shift, shifts_of
 from onnxslim_core.channels.groups import ChannelGraph
 from onnxslim_core.channels.records import BATCHNORM, BatchNormRecord
@@ -23,7 +26,7 @@ from onnxslim_core.ops.flow import Flow, Rule
 from onnxslim_core.ops.keep import NUMERIC
 from onnxslim_core.ops.table import rule_of
 
-__all__ = ["Means", "expected_shifts"]
+__all__ = ["Means", "expected_shifts", "mend"]
 
 Floats = NDArray[np.float64]
 
@@ -32,6 +35,11 @@ _WEIGHT = np.exp(-np.square(_GRID) / 2)
 _WEIGHT /= _WEIGHT.sum()
 _SUMS = ("Add", "Sub", "Sum")
 _ELEMENTWISE = (*NUMERIC, *_SUMS, "Div", "Identity", "Max", "Min", "Mul", "PRelu", "Pow")
+
+
+def mend(moments: Moments, start: Floats, taps: int, ridge: float | None = None) -> tuple[Floats, Floats]:
+    """A row of the table of repairs: weights as they are, and the bias that keeps the mean answer."""
+    return start, moments.mean_y - moments.mean_x @ start
 
 
 class Means(Consts):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxslim_core.calibration.moments import Moments
 
-__all__ = ["solve", "solve_spd"]
+__all__ = ["mend", "solve", "solve_spd"]
 
 Floats = NDArray[np.float64]
 
@@ -26,11 +26,13 @@ def solve(moments: Moments, start: Floats, ridge: float | None = None) -> tuple[
         start: Weights as they are now, (d, n).
         ridge: Relative to the mean of h's diagonal; None: 1e-4, or 1e-2 where there are less than 10 d rows.
     """
-    d = len(moments.mean_x)
-    relative = moments.ridge if ridge is None else ridge
-    penalty = max(relative * float(np.trace(moments.h)) / max(d, 1), 1e-12)
-    weights = solve_spd(moments.h, moments.c, start, penalty)
+    weights = solve_spd(moments.h, moments.c, start, moments.penalty(ridge))
     return weights, moments.mean_y - moments.mean_x @ weights
+
+
+def mend(moments: Moments, start: Floats, taps: int, ridge: float | None = None) -> tuple[Floats, Floats]:
+    """A row of the table of repairs: see `solve`."""
+    return solve(moments, start, ridge)
 
 
 def solve_spd(h: Floats, c: Floats, start: Floats, penalty: float) -> Floats:

@@ -1,4 +1,4 @@
-"""All consumers of removed channels solved anew, one after the other, each on what it really reads by then.
+"""All consumers of removed channels mended anew, one after the other, each on what it really reads by then.
 
 The input comes from the compressed network as it is so far, the target from the original one, so that every layer
 also mends what happened before it. Where a layer is added into a stream, the target is the stream itself, less what
@@ -8,22 +8,51 @@ the compressed stream brings (He, Zhang, Sun, ICCV 2017, 3.3): the end of a bloc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from onnxslim_core import graph as verbs
-from onnxslim_core.calibration.consumers import is_linear, put_weights, target_of, weights_of
-from onnxslim_core.calibration.lockstep import Walk
+from onnxslim_core.calibration.consumers import (
+    answer_of,
+    blocks_of,
+    constant_of,
+    is_linear,
+    put_weights,
+    source_of,
+    taps_of,
+    target_of,
+    weights_of,
+)
+from onnxslim_core.calibration.lockstep import Walk, passing
 from onnxslim_core.calibration.moments import Sums
-from onnxslim_core.calibration.rows import draw, input_rows, output_rows
+from onnxslim_core.calibration.rows import Positions, draw, input_rows, output_rows
 from onnxslim_core.calibration.study import LARGEST
-from onnxslim_core.repair.least_squares import solve
+from onnxslim_core.repair.table import REPAIRS
 from onnxslim_core.rewrite import Progress, Sample
 
 __all__ = ["Refit"]
+
+Rows = NDArray[np.float32]
+
+
+@dataclass(slots=True, eq=False)
+class _Task:
+    """One node to be mended.
+
+    Attributes:
+        node: In the model.
+        target: In the reference: what it should answer for.
+        streamed: Whether that is the sum which it is added into.
+        rows: Per batch the sampled positions, the target there, and the shape of the whole.
+    """
+
+    node: ir.Node
+    target: ir.Value
+    streamed: bool
+    rows: list[tuple[Positions, Rows, tuple[int, ...]]] = field(default_factory=list)
 
 
 class Refit:
@@ -34,10 +63,12 @@ class Refit:
         model: The model with channels gone; changed in place.
         batches: Feeds.
         kept: By the name of a linear node, which of the reference's output channels are still there.
-        nodes: Names of the nodes to be solved for.
+        nodes: Names of the nodes to be mended.
         per_sample: Positions drawn per sample and node.
         seed: Of the positions.
         threads: For onnxruntime and BLAS.
+        repair: A row of `repair.table.REPAIRS`.
+        ridge: Relative to the mean of a covariance's diagonal; None: as `Moments.ridge` says.
     """
 
     def __init__(
@@ -51,78 +82,130 @@ class Refit:
         per_sample: int = 24,
         seed: int = 0,
         threads: int = 1,
+        repair: str = "least_squares",
+        ridge: float | None = None,
     ) -> None:
-        self._model = model
-        self._before = Walk(reference, batches, threads)
-        self._after = Walk(model, batches, threads)
-        self._twins = {str(node.name): node for node in reference.graph}
-        self._kept = kept
-        self._todo = [node for node in model.graph if node.name in set(nodes) and is_linear(node)]
-        self._open = set(self._todo)
-        self._rng = np.random.default_rng(seed)
-        self._per_sample = per_sample
-        self._threads = threads
+        self._reference, self._model, self._batches = reference, model, batches
+        self._kept, self._repair, self._ridge = kept, REPAIRS[repair], ridge
+        self._walk = Walk(model, batches, threads)
+        self._rng, self._per_sample, self._threads = np.random.default_rng(seed), per_sample, threads
+        wanted = set(nodes)
+        self._todo = self._tasks([node for node in model.graph if node.name in wanted and is_linear(node)])
+        self._open = {task.node: task for task in self._todo}
 
     def run(self, progress: Progress | None = None) -> int:
-        """Solve for every node; returns how many were."""
-        count, total = 0, len(self._todo)
-        for node in self._todo:
-            before, after = self._needs(node)
-            self._before.reserve(before)
-            self._after.reserve(after)
+        """Mend every node; returns how many were."""
+        for task in self._todo:
+            self._walk.reserve(self._needs(task))
         with threadpool_limits(self._threads):
-            for node in self._todo:
-                self._solve(node)
-                count += 1
+            self._look(progress)
+            for number, task in enumerate(self._todo):
+                self._solve(task)
                 if progress is not None:
-                    progress("repair", count, total)
-        return count
+                    progress("repair", number + 1, len(self._todo))
+        return len(self._todo) - len(self._open)
 
-    def _needs(self, node: ir.Node) -> tuple[list[ir.Value], list[ir.Value]]:
-        """Tensors of the reference and of the model that the solution of a node may ask for."""
-        twin, other = self._twins.get(str(node.name)), target_of(node)[1]
-        before = [] if twin is None else [twin.outputs[0], target_of(twin)[0]]
-        return before, [v for v in (node.inputs[0], other) if v is not None]
+    # ------------------------------------------------------------------ what each node should answer
+    def _tasks(self, nodes: Sequence[ir.Node]) -> list[_Task]:
+        """Nodes with their targets in the reference; those without one, or with another width, are left alone."""
+        values = {str(value.name): value for node in self._reference.graph for value in node.outputs}
+        twins = {str(node.name): node for node in self._reference.graph if node.name}
+        plain: dict[ir.Node, ir.Value] = {}
+        summed: dict[ir.Node, ir.Value] = {}
+        for node in nodes:
+            twin = twins.get(str(node.name))
+            found = values.get(str(answer_of(node).name)) or (None if twin is None else answer_of(twin))
+            if found is None:
+                continue
+            plain[node] = found
+            total, other = target_of(node)
+            whole = values.get(str(total.name)) or (None if twin is None else target_of(twin)[0])
+            if other is not None and whole is not None and whole is not found and not self._waits(other, node):
+                summed[node] = whole
+        shapes = self._shapes([*plain.values(), *summed.values()])
+        tasks = []
+        for node, value in plain.items():
+            whole = summed.get(node)
+            # a sum that is larger than the node's own answer is no stream
+            streamed = whole is not None and shapes[whole] == shapes[value]
+            if self._fits(node, shapes[value]):
+                target = whole if streamed and whole is not None else value
+                tasks.append(_Task(node, target, streamed))
+        return tasks
 
-    def _solve(self, node: ir.Node) -> None:
-        if node not in self._open or self._after.has_run(node):
-            return
-        self._open.discard(node)
-        before, after = self._needs(node)
-        self._fit(node)
-        self._before.release(before)
-        self._after.release(after)
+    def _waits(self, other: ir.Value, node: ir.Node) -> bool:
+        """Whether the other summand comes after the node."""
+        return node in self._walk.missing(other)
 
-    def _fit(self, node: ir.Node) -> None:
-        weights = weights_of(node)
-        twin = self._twins.get(str(node.name))
-        if twin is None or len(weights) > LARGEST:
-            return
-        target, stream = target_of(twin)
-        other = self._other(node) if stream is not None else None
-        inputs = self._after.value(node.inputs[0])  # type: ignore[arg-type]
-        answers = self._before.value(target if other is not None else twin.outputs[0])
-        streams = self._after.value(other) if other is not None else None
+    def _shapes(self, values: Sequence[ir.Value]) -> dict[ir.Value, tuple[int, ...]]:
+        """Shapes of values of the reference for the first batch."""
+        for found in passing(self._reference, self._batches[:1], list(dict.fromkeys(values)), self._threads):
+            return {value: array.shape for value, array in found.items()}
+        return {}
+
+    def _fits(self, node: ir.Node, shape: tuple[int, ...]) -> bool:
+        """Whether weights and target are of one width, and the covariance of the input is no giant."""
+        depth, n = weights_of(node).shape
         keep = self._kept.get(str(node.name))
-        sums = Sums()
-        for number, (x, y) in enumerate(zip(inputs, answers, strict=True)):
-            at = draw(node, y.shape, self._per_sample, self._rng)
-            rows = output_rows(node, y, at)
-            rows = rows if keep is None else rows[:, keep]
-            if streams is not None:
-                rows = rows - output_rows(node, streams[number], at)
-            sums.add(input_rows(node, x, at, y.shape[2:]), rows)
-        put_weights(self._model, node, *solve(sums.moments(), weights))
+        width = shape[_channels(node)]
+        if keep is not None:
+            return bool(depth <= LARGEST and len(keep) == n and int(keep.max(initial=-1)) < width)
+        return bool(depth <= LARGEST and width == n)
 
-    def _other(self, node: ir.Node) -> ir.Value | None:
-        """The other summand, once all that is still to be solved before it is; None where it waits for this node."""
-        _, other = target_of(node)
-        if other is None:
-            return None
-        before = self._after.missing(other)
-        if node in before:
-            return None
-        for each in before:
-            if each in self._open:
-                self._solve(each)
-        return other if verbs.users_of(other)[0] else None
+    def _look(self, progress: Progress | None) -> None:
+        """One pass of the samples through the reference."""
+        values = list(dict.fromkeys(task.target for task in self._todo))
+        if not values:
+            return
+        for number, held in enumerate(passing(self._reference, self._batches, values, self._threads)):
+            for task in self._todo:
+                y = held[task.target]
+                at = draw(task.node, y.shape, self._per_sample, self._rng)
+                rows, keep = output_rows(task.node, y, at), self._kept.get(str(task.node.name))
+                rows = np.ascontiguousarray(rows if keep is None else rows[:, keep])
+                task.rows.append((at, rows, y.shape))
+            if progress is not None:
+                progress("targets", number + 1, len(self._batches))
+
+    # ------------------------------------------------------------------ one node after the other
+    def _needs(self, task: _Task) -> list[ir.Value]:
+        """Tensors of the model that the solution of a node asks for."""
+        other = target_of(task.node)[1] if task.streamed else None
+        return [source_of(task.node), *([] if other is None else [other])]
+
+    def _solve(self, task: _Task) -> None:
+        if task.node not in self._open or self._walk.has_run(task.node):
+            return
+        del self._open[task.node]
+        needs = self._needs(task)
+        if task.streamed:
+            self._before(needs[1])
+        self._fit(task, self._needs(task))
+        self._walk.release(needs)
+        task.rows.clear()
+
+    def _before(self, other: ir.Value) -> None:
+        """Mend all that stands before the other summand."""
+        for node in self._walk.missing(other):
+            if node in self._open:
+                self._solve(self._open[node])
+
+    def _fit(self, task: _Task, values: Sequence[ir.Value]) -> None:
+        node, weights, taps = task.node, weights_of(task.node), taps_of(task.node)
+        sums = Sums()
+        for (at, target, shape), (x, *stream) in zip(task.rows, self._walk.each(values), strict=True):
+            rows = target
+            if stream:
+                whole = list(shape)
+                whole[_channels(node)] = weights.shape[1]
+                rows = target - output_rows(node, np.broadcast_to(stream[0], whole), at)
+            sums.add(input_rows(node, x, at, shape[2:]), rows)
+        moments = sums.moments().within(blocks_of(node, *weights.shape))
+        put_weights(self._model, node, *self._repair(moments, weights, taps, self._ridge))
+
+
+def _channels(node: ir.Node) -> int:
+    """The axis of a linear node's answer with its output channels."""
+    if node.op_type in ("Conv", "ConvTranspose"):
+        return 1
+    return -2 if node.op_type == "MatMul" and constant_of(node) == 0 else -1
