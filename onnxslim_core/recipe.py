@@ -332,6 +332,8 @@ def _read_data(table: object, errors: Errors) -> DataSpec:
             errors.add("data", f"'{key}' is {found[key]}, allowed is 1 and above")
     if len(also := [key for key in ("samples", "max_samples", "crops") if key in found]) > 1:
         errors.add("data", f"{' and '.join(repr(key) for key in also)} exclude each other: each says how many samples")
+    if not 0 < found.get("held_out", 0.5) < 1:
+        errors.add("data", f"'held_out' is {found['held_out']:g}, a share between 0 and 1")
     inputs = table.get("inputs", {})
     if not isinstance(inputs, Mapping):
         errors.add("data.inputs", "not a table; write [data.inputs.NAME]")
@@ -348,6 +350,8 @@ _DATA_KEYS: dict[str, Any] = {
     "origins": str,
     "crops": int,
     "flips": bool,
+    "held_out": float,
+    "judging": str,
     "force_random": bool,
 }
 

@@ -15,7 +15,7 @@ from onnxslim_core.passes import prune_channels
 from onnxslim_core._feeds import open_feeds
 from onnxslim_core.calibration.spec import DataInput
 from onnxslim_core.cli import main
-from onnxslim_core.errors import RecipeError
+from onnxslim_core.errors import DataError, RecipeError
 from onnxslim_core.measure.truth import Plain
 from onnxslim_core.model import load
 from onnxslim_core.pipeline import Result, compress
@@ -139,6 +139,7 @@ def test_a_range_is_the_scale_mean_and_std_it_stands_for() -> None:
         ("[data]\ncrop = 3", "unknown key 'crop'; did you mean 'crops'?"),
         ("[data]\ncrops = 0", "'crops' is 0, allowed is 1 and above"),
         ("[data]\ncrops = 4\nsamples = 4", "'samples' and 'crops' exclude each other"),
+        ("[data]\nheld_out = 1.0", "'held_out' is 1, a share between 0 and 1"),
         ("[data]\nflips = 1", "'flips' is 1, not true or false"),
         ("[data.inputs.x]\nresize = 'strech'", "unknown resize 'strech'; did you mean 'stretch'?"),
         ("[data.inputs.x]\nchannels = 'rgb'", "unknown channels 'rgb'"),
@@ -244,6 +245,24 @@ def test_crops_of_one_photo_leave_nothing_to_decide_with(photos: Path, seen: lis
     assert not seen[-1].samples_are_real
     assert (report.data.deciding, report.data.judging) == (0, 32)
     assert "32 samples of one image or recording" in report.data.note
+
+
+def test_less_may_be_held_out(photos: Path, seen: list[Context]) -> None:
+    report = squeeze(f"[data]\ncrops = 64\nheld_out = 0.25\n{LOOK}", photos).report
+    assert (report.data.deciding, report.data.judging, report.data.origins) == (48, 16, 6)
+
+
+def test_other_samples_may_judge(photos: Path, tmp_path: Path, seen: list[Context]) -> None:
+    rng = np.random.default_rng(5)
+    (tmp_path / "others").mkdir()
+    for number in range(3):
+        Image.fromarray(waves(rng, 20, 20)).save(tmp_path / "others" / f"{number}.png")
+    plan = Recipe.parse(f'[data]\ncrops = 64\njudging = "others"\n{LOOK}', folder=tmp_path)
+    report = squeeze(plan, photos).report
+    assert (report.data.deciding, report.data.judging, report.data.origins) == (64, 3, 8)
+    (tmp_path / "others" / "copy.png").write_bytes((photos / "5.png").read_bytes())
+    with pytest.raises(DataError, match="1 samples of others are also in photos: what decides must not judge"):
+        squeeze(plan, photos)
 
 
 # --- the whole way

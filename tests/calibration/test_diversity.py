@@ -34,6 +34,8 @@ def test_halves_interleave() -> None:
     deciding, judging = halves([0, 0, 0, 0, 1, 2, 3])
     assert (deciding.tolist(), judging.tolist()) == ([4, 5, 6], [0, 1, 2, 3])
     assert [len(half) for half in halves([4, 4, 4])] == [0, 3]
+    deciding, judging = halves(list(range(20)), held_out=0.2)
+    assert judging.tolist() == [0, 7, 12, 17]
 
 
 def test_a_curve_across_folds_sees_what_one_on_itself_hides() -> None:
