@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnxslim_core.calibration.diversity import distinct, looks_like_noise, shortage
 from onnxslim_core.calibration.source import Data, Source, open_source
-from onnxslim_core.errors import MeasureError
+from onnxslim_core.errors import DataError, MeasureError
 from onnxslim_core.graph import all_nodes, attribute, is_op
 from onnxslim_core.measure.cost import Cost, cost
 from onnxslim_core.measure.inputs import random_samples
@@ -129,7 +131,9 @@ def open_feeds(
     source = open_source(data, model, recipe.data, seed=seed, shapes=shapes, values=values)
     source = _cut(source, model, recipe)
     misdeclared = _misdeclared(model, run(session, source[0]))
-    deciding, judging = source.split()
+    deciding, judging = source.split(recipe.data.held_out)
+    if recipe.data.judging is not None:
+        deciding, judging = source, _judges(source, model, recipe, seed, shapes, values)
     noisy = looks_like_noise(judging.first(NOISE_SAMPLES))
     used = DataUsed(
         "given",
@@ -157,6 +161,30 @@ def _cut(source: Source, model: Model, recipe: Recipe) -> Source:
         return source
     macs = cost(model, source[0]).macs
     return source.first(max(16, int(JUDGING_MACS / macs)) if macs else len(source))
+
+
+def _judges(
+    source: Source,
+    model: Model,
+    recipe: Recipe,
+    seed: int,
+    shapes: Mapping[str, tuple[int, ...]],
+    values: Mapping[str, object],
+) -> Source:
+    """The samples that a recipe sets apart for judging.
+
+    Raises:
+        DataError: if some of them are among those that decide.
+    """
+    said = recipe.data
+    most = said.max_samples or said.samples or said.crops
+    spec = dataclasses.replace(said, samples=None, crops=None, max_samples=most)
+    path = (said.folder or Path.cwd()) / str(said.judging)
+    judging = _cut(open_source(path, model, spec, seed=seed, shapes=shapes, values=values), model, recipe)
+    if count := judging.common(source):
+        text = f"{count} samples of {judging.name} are also in {source.name}: what decides must not judge"
+        raise DataError(text, "leave them out of one of the two")
+    return judging
 
 
 def _warnings(model: Model, deciding: Source, noisy: bool, lossy: bool) -> tuple[str, ...]:

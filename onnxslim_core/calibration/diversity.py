@@ -69,16 +69,28 @@ def folds(origins: Sequence[int], k: int, seed: int = 0) -> list[NDArray[np.int6
     order = np.random.default_rng(seed).permutation(len(keys))
     # large origins first, each to the part that has least, so that the parts are even
     dealt = sorted((keys[i] for i in order), key=lambda key: -len(numbers[key]))
-    return _deal([numbers[key] for key in dealt], max(min(k, len(keys)), 1))
+    parts: list[list[int]] = [[] for _ in range(max(min(k, len(keys)), 1))]
+    for key in dealt:
+        min(parts, key=len).extend(numbers[key])
+    return [np.array(sorted(part), np.int64) for part in parts]
 
 
-def halves(origins: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def halves(origins: Sequence[int], held_out: float = 0.5) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Sample numbers to decide with and to judge on, without a common origin, interleaved; the second has the first.
 
     With one origin only nothing is left to decide with.
+
+    Args:
+        origins: Of the samples, parallel to them.
+        held_out: The share that judges.
     """
-    judging, deciding = _deal(list(_by_origin(origins).values()), 2)
-    return deciding, judging
+    deciding: list[int] = []
+    judging: list[int] = []
+    for numbers in _by_origin(origins).values():
+        dealt = len(deciding) + len(judging) + len(numbers)
+        lacks = held_out * dealt - len(judging) >= (1 - held_out) * dealt - len(deciding)
+        (judging if lacks or not judging else deciding).extend(numbers)
+    return np.array(sorted(deciding), np.int64), np.array(sorted(judging), np.int64)
 
 
 def _by_origin(origins: Sequence[int]) -> dict[int, list[int]]:
@@ -86,14 +98,6 @@ def _by_origin(origins: Sequence[int]) -> dict[int, list[int]]:
     for number, origin in enumerate(origins):
         found.setdefault(origin, []).append(number)
     return found
-
-
-def _deal(members: Iterable[Sequence[int]], k: int) -> list[NDArray[np.int64]]:
-    """Each to the part that has least, the first of equal ones; numbers ascend in every part."""
-    parts: list[list[int]] = [[] for _ in range(k)]
-    for numbers in members:
-        min(parts, key=len).extend(numbers)
-    return [np.array(sorted(part), np.int64) for part in parts]
 
 
 def looks_like_noise(samples: Iterable[Sample]) -> bool:

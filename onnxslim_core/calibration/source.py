@@ -49,6 +49,7 @@ class Source(Sequence[Sample]):
         columns: Per input: what feeds it, by the sample's number.
         indices: Which samples of the columns this source gives, in order.
         prints: By number: hash of what a sample is made from.
+        contents: By number: hash of the image that a sample was taken from, or of the sample itself.
         numbers_of_origin: By number: which image, recording or row a sample was taken from.
         all_labels: By number: its labels; None where there are none.
         assumed: What was assumed of the preprocessing, in words.
@@ -58,6 +59,7 @@ class Source(Sequence[Sample]):
     columns: Mapping[str, Column]
     indices: tuple[int, ...]
     prints: Mapping[int, str]
+    contents: Mapping[int, str]
     numbers_of_origin: Mapping[int, int]
     all_labels: Sequence[np.ndarray] | None = None
     assumed: tuple[str, ...] = ()
@@ -107,10 +109,15 @@ class Source(Sequence[Sample]):
             state.update(self.prints[index].encode())
         return state.hexdigest()
 
-    def split(self) -> tuple[Source, Source]:
-        """Two halves without a common sample or origin: to decide with, to judge with."""
-        deciding, judging = halves(self.origins)
+    def split(self, held_out: float = 0.5) -> tuple[Source, Source]:
+        """Two parts without a common sample or origin: to decide with, and to judge with so large a share."""
+        deciding, judging = halves(self.origins, held_out)
         return self.pick(deciding), self.pick(judging)
+
+    def common(self, other: Source) -> int:
+        """How many of the samples, or of the images they were cut from, another source has too."""
+        known = {other.contents[i] for i in other.indices}
+        return sum(self.contents[i] in known for i in self.indices)
 
     def pick(self, places: Iterable[int]) -> Source:
         """The samples at these places of the source."""
@@ -216,15 +223,12 @@ def _settle(opened: _Opened, spec: DataSpec, count: int) -> Source:
     alone = "".join(column.print_of(0) for column in columns.values() if column.count == 1)
     many = [column for column in columns.values() if column.count != 1] or list(columns.values())
     prints = {index: _joined([column.print_of(index) for column in many], alone) for index in indices}
-    told: list[Any] = [prints[index] for index in indices]
     images = next((column for column in columns.values() if isinstance(column, ImageColumn)), None)
-    if opened.origins is not None:
-        told = [opened.origins[index] for index in indices]
-    elif images is not None:
-        told = [images.origin_of(index) for index in indices]
+    contents = prints if images is None else {index: images.origin_of(index) for index in indices}
+    told: list[Any] = [(opened.origins or contents)[index] for index in indices]
     known: dict[Any, int] = {}
     origins = {index: known.setdefault(each, len(known)) for index, each in zip(indices, told, strict=True)}
-    return Source(opened.name, columns, indices, prints, origins, opened.labels, opened.assumed)
+    return Source(opened.name, columns, indices, prints, contents, origins, opened.labels, opened.assumed)
 
 
 def _joined(prints: list[str], alone: str) -> str:

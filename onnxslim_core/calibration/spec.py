@@ -84,7 +84,9 @@ class DataSpec:
         flips: Mirror every second random crop.
         origins: The array that says, by number, which image or recording a sample was taken from; "file" where that
             is the file. Samples of one origin are never on both sides of a split.
-        force_random: Let lossy passes decide on random numbers.
+        held_out: The share of the samples that judge and are not seen by passes.
+        judging: A path to samples that judge in place of that share, relative to the recipe's folder.
+        force_random: Let lossy passes decide on random numbers, or on what looks like noise.
     """
 
     source: str | None = None
@@ -96,4 +98,6 @@ class DataSpec:
     crops: int | None = None
     flips: bool = True
     origins: str | None = None
+    held_out: float = 0.5
+    judging: str | None = None
     force_random: bool = False
