@@ -52,6 +52,8 @@ _FEWEST = 4
 """Samples, of which one is held out."""
 _KEPT = {"weight": 0.98, "output": 0.99}
 """The energy that is kept where nothing is asked."""
+_LEAST = 0.1
+"""Share of a Conv's multiply-accumulates that has to go: another node and another map cost about as much."""
 _PER_NODE = 0.05
 """What a third node counts beside the multiply-accumulates of a form."""
 
@@ -214,28 +216,25 @@ class Factorize:
             for node, seen in gather(
                 model, batches, weights, seed=context.seed, threads=context.threads, progress=context.progress
             ):
-                layer = by_node[node]
-                try:
-                    layer.offers = self._judged(layer, seen)
-                except ValueError as err:
-                    layer.why = str(err)
+                self._judge(by_node[node], seen)
         for layer in layers:
-            if not layer.offers and (not sampled or layer.why):
+            if not layer.sampled:
+                layer.why = layer.why or ("what it reads is the same in all samples" if sampled else "")
                 layer.offers = self._offers(layer, None)
-                layer.sampled = False
 
     def _offers(self, layer: Layer, seen: Seen | None) -> list[Offer]:
         forms = FORMS if self.form == "auto" else (self.form,)
         grid = None if self.round_to == "auto" else self.round_to
         return offers(layer.node, seen, layer.x, layer.y, forms=forms, grid=grid)
 
-    def _judged(self, layer: Layer, seen: Seen) -> list[Offer]:
-        """Offers with their errors on samples that were held out, where those are larger."""
-        layer.sampled = True
-        found = self._offers(layer, seen)
-        if seen.held is None:
-            return found
-        return [dataclasses.replace(o, error=max(o.error, held_error(layer.node, o, seen))) for o in found]
+    def _judge(self, layer: Layer, seen: Seen) -> None:
+        """Offers with their errors on the samples that were held out."""
+        try:
+            found = self._offers(layer, seen)
+            layer.offers = [dataclasses.replace(offer, error=held_error(layer.node, offer, seen)) for offer in found]
+            layer.sampled = True
+        except ValueError as err:
+            layer.why = str(err)
 
     def _wanted(self, layers: Sequence[Layer]) -> list[list[Offer]]:
         """For each layer the offers that meet what is asked, best first; none leaves it alone."""
@@ -250,7 +249,7 @@ class Factorize:
                 limit = (1 - self.ratio) * layer.macs * (1 + 1e-9)
                 found.append(_best([o for o in layer.offers if _cost(o) <= limit], lambda o: o.error))
             else:
-                found.append(_best([o for o in layer.offers if o.error <= 1 - kept + 1e-12], _cost))
+                found.append(_best([o for o in self._cheaper(layer) if o.error <= 1 - kept + 1e-12], _cost))
         return found
 
     def _factorize(
@@ -290,8 +289,14 @@ class Factorize:
             return "the target is met without it"
         if self.ratio is not None:
             return "no form of any rank is as cheap as that"
-        least = min(offer.error for offer in layer.offers)
-        return f"no form that saves anything loses less than {least:.3g} of its energy"
+        least = min((offer.error for offer in self._cheaper(layer)), default=1.0)
+        return f"no form that saves enough loses less than {least:.3g} of its energy"
+
+    @staticmethod
+    def _cheaper(layer: Layer) -> list[Offer]:
+        """Offers that save what they must."""
+        most = layer.macs * (1 - _LEAST if layer.kernel else 1)
+        return [offer for offer in layer.offers if offer.macs <= most]
 
 
 def _unseen(layer: Layer, samples: int) -> str:

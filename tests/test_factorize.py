@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx import parser
@@ -167,6 +168,9 @@ def test_measuring_is_asked_for_by_option() -> None:
         {"min_size": 0},
         {"largest": 0},
         {"measure": "maybe"},
+        {"layers": ("Conv", "LSTM")},
+        {"form": "cp"},
+        {"criterion": "l2"},
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, object]) -> None:
@@ -180,3 +184,165 @@ def test_a_body_is_left_alone() -> None:
                    else_branch = e () => (float[N,48] q) { q = MatMul(x, W) }> }"""
     parser.parse_model(pages.HEADER + text)
     assert _run(_model(text), ratio=0.5) == []
+
+
+CNN = """g (float[N,16,12,12] x) => (float[N,10] y)
+    <float[48,16,3,3] U, float[48] u, float[48,48,3,3] V, float[48] v, float[48,10] W>
+    { a = Conv<pads=[1,1,1,1]>(x, U, u)  r = Relu(a)  b = Conv<pads=[1,1,1,1], strides=[2,2]>(r, V, v)  s = Relu(b)
+      p = GlobalAveragePool(s)  f = Flatten(p)  y = MatMul(f, W) }"""
+
+
+def _images(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    """Smooth maps of channels that depend on each other."""
+    rng = np.random.default_rng(seed)
+    mix = np.random.default_rng(9).standard_normal((16, 16)) * 0.7 ** np.arange(16)
+    found = []
+    for _ in range(count):
+        x = np.cumsum(rng.standard_normal((1, 12, 12, 16)), axis=1).cumsum(axis=2) @ mix / 12
+        found.append({"x": x.transpose(0, 3, 1, 2).astype(np.float32)})
+    return found
+
+
+def _real(count: int = 24) -> Context:
+    return Context(samples=_images(count), samples_are_real=True)
+
+
+def _far(before: onnx.ModelProto, after: onnx.ModelProto, samples: list[dict[str, np.ndarray]]) -> float:
+    a, b = (
+        np.concatenate([oracles.run(model, sample)[0].astype(np.float64) for sample in samples])
+        for model in (before, after)
+    )
+    return float(np.square(a - b).sum() / np.square(a - a.mean(axis=0)).sum())
+
+
+def test_samples_take_the_convolutions_in_and_lose_less_than_no_samples() -> None:
+    lost = {}
+    for criterion in ("output", "weight"):
+        model = _model(CNN)
+        before = ir.to_proto(model)
+        options = {"layers": ("Conv",)} if criterion == "weight" else {}
+        changes = _run(model, _real(), target=0.4, criterion=criterion, **options)
+        done = [change for change in changes if change.applied]
+        assert {change.details["criterion"] for change in done} == {criterion}
+        counted = {change.where: change.details["macs_before"] for change in changes if change.details}
+        macs = sum(counted.values()) - sum(c.details["macs_before"] - c.details["macs_after"] for c in done)
+        assert macs <= 0.4 * (48 * 16 * 9 * 144 + 48 * 48 * 9 * 36)
+        lost[criterion] = _far(before, ir.to_proto(model), _images(30, seed=1))
+    assert lost["output"] < 0.5 * lost["weight"]
+
+
+def test_what_is_looked_at_depends_on_samples_and_options() -> None:
+    def looked(context: Context, **options: Any) -> set[str]:
+        return {change.where[0].split()[0] for change in _run(_model(CNN), context, min_size=400, **options)}
+
+    everything = {"energy": 0.5, "measure": "never"}
+    assert looked(_real(), **everything) == {"Conv", "MatMul"}
+    assert looked(Context(), **everything) == {"MatMul"}
+    assert looked(Context(samples=_images(8)), **everything) == {"MatMul"}  # not said to be real
+    assert looked(_real(), criterion="weight", **everything) == {"MatMul"}
+    assert looked(_real(), layers=("MatMul",), **everything) == {"MatMul"}
+    assert looked(Context(), form="spatial", **everything) == {"Conv"}
+    assert looked(_real(), form="matrix", **everything) == {"MatMul"}
+
+
+@pytest.mark.parametrize("form", ["channel", "spatial", "tucker"])
+def test_form_is_taken_at_its_word(form: str) -> None:
+    changes = _run(_model(CNN), _real(), ratio=0.5, form=form)
+    assert [change.details["form"] for change in changes] == [form, form]
+    for change in changes:
+        assert change.details["macs_after"] <= 0.5 * change.details["macs_before"]
+        assert change.details["error"] < 0.5
+
+
+@pytest.mark.parametrize("energy", [0.9, 0.99])
+def test_energy_is_kept_on_the_samples_held_out(energy: float) -> None:
+    model = _model(CNN)
+    before = ir.to_proto(model)
+    changes = [c for c in _run(model, _real(), energy=energy, only=("U",)) if c.applied]
+    assert len(changes) == 1
+    assert changes[0].details["energy"] >= energy
+    # the layer's own answers, on samples it was neither made from nor judged by
+    before.graph.output[0].name, after = "a", ir.to_proto(model)
+    after.graph.output[0].name = "a"
+    for each in (before, after):
+        each.graph.output[0].type.tensor_type.ClearField("shape")
+    assert _far_by_channel(before, after, _images(30, seed=3)) < 2 * (1 - energy)
+
+
+def _far_by_channel(before: onnx.ModelProto, after: onnx.ModelProto, samples: list[dict[str, np.ndarray]]) -> float:
+    a, b = (np.concatenate([oracles.run(model, sample)[0] for sample in samples]) for model in (before, after))
+    return float(np.square(a - b).sum() / np.square(a - a.mean(axis=(0, 2, 3), keepdims=True)).sum())
+
+
+def test_without_real_samples_the_output_cannot_be_kept() -> None:
+    for context in (Context(), Context(samples=_images(8))):
+        (change,) = _run(_model(CNN), context, criterion="output")
+        assert (change.applied, change.guard) == (False, "data_given")
+
+
+def test_too_few_samples_fall_back_to_the_weights_and_say_so() -> None:
+    changes = _run(_model(CNN), _real(3), ratio=0.5)
+    assert {change.details["criterion"] for change in changes} == {"weight"}
+    assert {change.details["criterion_because"] for change in changes} == {"fewer than 4 samples"}
+
+
+def test_a_layer_that_sees_one_value_falls_back_and_says_so() -> None:
+    model = _model("g (float[N,40] x) => (float[N,40] y) <float[40,40] W> { y = MatMul(x, W) }")
+    context = Context(samples=[{"x": np.ones((1, 40), np.float32)}] * 8, samples_are_real=True)
+    (change,) = _run(model, context, ratio=0.5)
+    assert change.details["criterion"] == "weight"
+    assert change.details["criterion_because"]
+
+
+def test_same_samples_and_seed_give_the_same_bytes() -> None:
+    made = []
+    for _ in range(2):
+        model = _model(CNN)
+        _run(model, _real(), ratio=0.6)
+        made.append(ir.to_proto(model).SerializeToString(deterministic=True))
+    assert made[0] == made[1]
+
+
+def test_equal_layers_are_timed_once_and_the_next_form_is_tried() -> None:
+    seen: list[int] = []
+
+    def latency(reference: ir.Model, candidate: ir.Model) -> Ratio:
+        seen.append(len(candidate.graph))
+        return Ratio(1.2, 1.1, 1.3) if len(seen) < 2 else Ratio(0.6, 0.5, 0.7)
+
+    text = """g (float[N,16,12,12] x) => (float[N,16,12,12] y) <float[16,16,3,3] U, float[16,16,3,3] V>
+        { a = Conv<pads=[1,1,1,1]>(x, U)  y = Conv<pads=[1,1,1,1]>(a, V) }"""
+    context = _real()
+    context.latency = latency
+    changes = _run(_model(text), context, ratio=0.4, measure="always")
+    assert [change.applied for change in changes] == [True, True]
+    forms = [change.details["form"] for change in changes]
+    assert len(seen) == len({*forms, "the one that was slower"})
+
+
+def test_a_split_convolution_is_timed_as_it_is() -> None:
+    models: list[tuple[ir.Model, ir.Model]] = []
+
+    def latency(reference: ir.Model, candidate: ir.Model) -> Ratio:
+        models.append((reference, candidate))
+        return Ratio(0.6, 0.5, 0.7)
+
+    context = _real()
+    context.latency = latency
+    _run(_model(CNN), context, ratio=0.4, only=("V",), form="channel")
+    ((reference, candidate),) = models
+    x = np.random.default_rng(0).standard_normal((1, 48, 12, 12)).astype(np.float32)
+    a, b = (oracles.run(ir.to_proto(model), {"layer/input": x})[0] for model in (reference, candidate))
+    assert a.shape == b.shape == (1, 48, 6, 6)
+    assert [tuple(node.attributes) for node in reference.graph] == [("pads", "strides")]
+
+
+def test_float16_from_samples() -> None:
+    text = "g (float16[N,8,9,9] x) => (float16[N,24,9,9] y) <float16[24,8,3,3] W> { y = Conv<pads=[1,1,1,1]>(x, W) }"
+    model = _model(text)
+    before = ir.to_proto(model)
+    samples = [{"x": sample["x"][:, :8, :9, :9].astype(np.float16)} for sample in _images(16)]
+    (change,) = _run(model, Context(samples=samples, samples_are_real=True), ratio=0.4)
+    assert change.applied
+    assert {w.dtype for w in _weights(model).values()} == {np.dtype(np.float16)}
+    assert _far(before, ir.to_proto(model), samples) < 2 * change.details["error"] + 1e-3

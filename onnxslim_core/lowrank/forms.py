@@ -20,8 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxslim_core.calibration import consumers
-from onnxslim_core.graph import attribute, is_op
+from onnxslim_core.graph import array_of, attribute, is_op
 from onnxslim_core.lowrank.channel import Channel, Matrix
 from onnxslim_core.lowrank.gather import Seen
 from onnxslim_core.lowrank.linear import Curve, Linear
@@ -116,13 +115,24 @@ def offers(
     total = float(np.square(weight).sum()) if seen is None else seen.variance(weight)
     if not math.isfinite(total) or total <= 0:
         raise ValueError("the answers do not vary")
-    rows: list[Offer] = []
+    options: list[Offer] = []
     for curve in _curves(linear, weight, seen, mean is None, forms):
+        rows = []
         for ranks in curve.options(grid):
             stages = curve.stages(ranks)
             macs, params = sum(w * at for w, at in stages), sum(w for w, _ in stages)
             rows.append(Offer(curve.form, ranks, curve.error(ranks) / total, macs, params, curve, mean))
-    return sorted(rows, key=lambda offer: (-offer.macs, offer.form, offer.ranks))
+        options += _undominated(rows)
+    return sorted(options, key=lambda offer: (-offer.macs, offer.form, offer.ranks))
+
+
+def _undominated(rows: Sequence[Offer]) -> list[Offer]:
+    """Those that nothing of the same form beats in both cost and error."""
+    kept: list[Offer] = []
+    for offer in sorted(rows, key=lambda offer: (offer.macs, offer.error)):
+        if not kept or offer.error < kept[-1].error:
+            kept.append(offer)
+    return kept
 
 
 def _curves(linear: Linear, weight: Floats, seen: Seen | None, around_zero: bool, forms: Sequence[str]) -> list[Curve]:
@@ -192,5 +202,15 @@ def weights_like(node: ir.Node, offer: Offer) -> tuple[Floats, Floats]:
     if is_op(node, "Gemm"):
         weights = weights * float(attribute(node, "alpha", 1.0))
     shift = shift_of(node, offer)
-    bias = consumers.bias_of(node, weights.shape[1])
-    return weights, bias if shift is None else bias + shift
+    return weights, _bias(node, weights.shape[1]) + (0.0 if shift is None else shift)
+
+
+def _bias(node: ir.Node, count: int) -> Floats:
+    """What a layer adds, an Add behind a MatMul and a Gemm's beta included; zeros where that is no plain constant."""
+    place = shifted(node)
+    owner, index = place if place is not None else (node, len(node.inputs))
+    array = array_of(owner.inputs[index]) if index < len(owner.inputs) else None
+    if array is None:
+        return np.zeros(count)
+    factor = float(attribute(node, "beta", 1.0)) if is_op(node, "Gemm") else 1.0
+    return np.array(np.broadcast_to(array.astype(np.float64).reshape(-1) * factor, (count,)))

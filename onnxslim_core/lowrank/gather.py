@@ -67,8 +67,8 @@ class Seen:
 
     @property
     def penalty(self) -> float:
-        """For `whiten`: small beside the mean of the covariance's diagonal; more where rows are few."""
-        relative = 1e-5 if self.rows >= 10 * len(self.mean) else 1e-3
+        """For `whiten`: a tenth of the covariance's mean diagonal where rows are as few as inputs, less with more."""
+        relative = min(max(0.1 * len(self.mean) / self.rows, 1e-4), 0.1)
         return relative * self.trace / len(self.mean)
 
     def variance(self, weight: Floats) -> float:
