@@ -74,7 +74,7 @@ def gather_samples(
         seed: Of random inputs and crops.
         shapes: Sizes of random inputs, and of images where the model leaves them open.
         values: Contents of random inputs, and of those that the data has nothing for.
-        count: How many random samples.
+        count: How many random samples; of given ones one where this is 1.
         limit: At most so many given samples.
 
     Raises:
@@ -92,7 +92,9 @@ def gather_samples(
     if data is None:
         drawn = random_samples(model, count=count, seed=seed, shapes=shapes, values=values)
         return Samples(list(drawn), None, f"{len(drawn)} seeded random inputs (seed {seed}), no data given", False)
+    limit = 1 if count == 1 else limit
     source = open_source(data, model, spec, limit=limit, seed=seed, shapes=shapes, values=values)
+    source = source.first(limit) if spec is None or spec.samples is None else source
     if idle := [name for name in (*(shapes or {}), *(values or {})) if not source.uses(name)]:
         text = f"size or value of '{idle[0]}' is for random inputs, and data was given"
         raise RecipeError(text, "leave one of them out")
