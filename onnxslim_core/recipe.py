@@ -51,6 +51,10 @@ __all__ = [
 
 # ---------------------------------------------------------------------------------------------------- passes
 
+OVERRIDE = "override"
+"""The table of a pass with options of single groups."""
+_OF_OVERRIDES = ("match", "keep")
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -75,8 +79,21 @@ class Step:
         """The pass with these options."""
         from onnxslim_core.passes import pass_class
 
-        found: Pass = pass_class(self.name)(**self.options)
+        found: Pass = _made(pass_class(self.name), self.options)
         return found
+
+
+def _made(cls: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """A pass with options as a recipe writes them."""
+    from onnxslim_core.rewrite import Override
+
+    if OVERRIDE not in options:
+        return cls(**options)
+    overrides = tuple(
+        Override(table["match"], table.get("keep", False), {k: v for k, v in table.items() if k not in _OF_OVERRIDES})
+        for table in options[OVERRIDE]
+    )
+    return cls(**{**options, OVERRIDE: overrides})
 
 
 @cache
@@ -104,20 +121,73 @@ def _read_step(raw: Mapping[str, Any], where: str, errors: Errors) -> Step | Non
         return None
     types_ = _option_types(cls)
     options: dict[str, Any] = {}
+    overrides = raw.get(OVERRIDE) if OVERRIDE in types_ else None
     for key, value in raw.items():
-        if key == "name":
+        if key == "name" or (key == OVERRIDE and overrides is not None):
             continue
-        if key not in types_:
-            errors.unknown(where, key, "option", types_, name)
-            continue
-        fits, converted = fit(value, types_[key])
-        if fits:
-            options[key] = converted
+        if key not in types_ and key == OVERRIDE:
+            errors.add(where, f"{name} has no options per group, so no [[pass.{OVERRIDE}]]")
         else:
-            errors.add(where, f"option '{key}' of {name} is {shown(value)}, not {type_words(types_[key])}")
+            _take_option(key, value, types_, where, name, errors, options)
     for line in _out_of_range(cls, options):
         errors.add(where, line if name in line else f"{name}: {line}")
+    if overrides is not None:
+        options[OVERRIDE] = _read_overrides(overrides, cls, options, where, name, errors)
     return Step(name, options)
+
+
+def _take_option(
+    key: str, value: object, types_: Mapping[str, Any], where: str, name: str, errors: Errors, options: dict[str, Any]
+) -> None:
+    if key not in types_:
+        errors.unknown(where, key, "option", [known for known in types_ if known != OVERRIDE], name)
+        return
+    fits, converted = fit(value, types_[key])
+    if fits:
+        options[key] = converted
+    else:
+        errors.add(where, f"option '{key}' of {name} is {shown(value)}, not {type_words(types_[key])}")
+
+
+def _read_overrides(
+    tables: object, cls: type, options: Mapping[str, Any], where: str, name: str, errors: Errors
+) -> tuple[dict[str, Any], ...]:
+    """`[[pass.override]]`: what the options of a pass are for the groups that a glob fits, as plain tables."""
+    if not isinstance(tables, list | tuple) or not all(isinstance(table, Mapping) for table in tables):
+        errors.add(where, f"'{OVERRIDE}' is not a list of tables; write [[pass.{OVERRIDE}]]")
+        return ()
+    per_group: tuple[str, ...] = getattr(cls, "per_group", ())
+    types_ = {key: _option_types(cls)[key] for key in per_group}
+    complaints = _out_of_range(cls, options)
+    found = []
+    for number, table in enumerate(tables, 1):
+        place = f"{where}: {OVERRIDE} {number}"
+        own: dict[str, Any] = {}
+        for key, value in table.items():
+            if key == "match":
+                fits, own[key] = fit([value] if isinstance(value, str) else value, tuple[str, ...])
+                if not fits or not own[key]:
+                    errors.add(place, f"'match' is {shown(value)}, not a list of globs")
+            elif key == "keep":
+                own[key] = value
+                if not isinstance(value, bool):
+                    errors.add(place, f"'keep' is {shown(value)}, not true or false")
+            elif key not in types_ and key in _option_types(cls):
+                errors.add(place, f"option '{key}' of {name} is one for all groups; per group: {', '.join(per_group)}")
+            else:
+                _take_option(key, value, {**types_, "match": None, "keep": None}, place, name, errors, own)
+        if "match" not in own:
+            errors.add(place, "no 'match': give globs over the names of nodes or weights")
+        given = {key: own[key] for key in per_group if key in own}
+        if own.get("keep") is True and given:
+            errors.add(place, f"keep = true leaves nothing for {', '.join(given)}")
+        errors.lines += [
+            f"{errors.origin}: {place}: {line}"
+            for line in _out_of_range(cls, {**options, **given})
+            if line not in complaints
+        ]
+        found.append(own)
+    return tuple(found)
 
 
 def _out_of_range(cls: Callable[..., object], options: Mapping[str, Any]) -> list[str]:

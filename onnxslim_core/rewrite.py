@@ -12,6 +12,7 @@ import enum
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,6 +28,7 @@ __all__ = [
     "Guard",
     "Kind",
     "Match",
+    "Override",
     "Pass",
     "Progress",
     "Rewrite",
@@ -82,6 +84,28 @@ class Change:
     def applied(self) -> bool:
         """False for a refusal."""
         return not self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """`[[pass.override]]` of a recipe: other options of a pass for some of its groups.
+
+    A pass that takes these has a field `override: tuple[Override, ...]` and says in the class variable `per_group`
+    which of its options may be given.
+
+    Attributes:
+        match: Globs over names.
+        keep: Leave them alone.
+        options: By name; of the types of the pass's own.
+    """
+
+    match: tuple[str, ...]
+    keep: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def glob_for(self, names: Sequence[str]) -> str | None:
+        """The first of the globs that one of the names fits."""
+        return next((glob for glob in self.match for name in names if fnmatchcase(name, glob)), None)
 
 
 class Timing(Protocol):

@@ -40,12 +40,13 @@ from onnxslim_core.errors import RecipeError, UnsupportedModel
 from onnxslim_core.repair.bias import expected_shifts
 from onnxslim_core.repair.sequential import Refit
 from onnxslim_core.repair.table import REPAIRS
-from onnxslim_core.rewrite import Change, Context, Kind
+from onnxslim_core.rewrite import Change, Context, Kind, Override
 from onnxslim_core.search.curves import Option, plan_by_curves
 from onnxslim_core.search.views import least_loss, maker_energy
 from onnxslim_core.search.widths import ALLOCATIONS, Candidate, Limits, Plan, allocate, share_kept
 
 from ._calibrated import Calibrated, repaired_nodes
+from ._overrides import kept_by, unmatched, with_overrides
 
 __all__ = ["PruneChannels"]
 
@@ -59,6 +60,7 @@ class PruneChannels:
 
     name: ClassVar[str] = "prune_channels"
     kind: ClassVar[Kind] = Kind.LOSSY
+    per_group: ClassVar[tuple[str, ...]] = ("ratio", "round_to", "max_ratio", "min_width")
 
     criterion: str = "l2"
     """What makes a channel matter."""
@@ -78,6 +80,8 @@ class PruneChannels:
     """The least channels that stay in a group."""
     repair: str = "auto"
     """`least_squares`, `scale`, `variance` (on samples), `bias`, `none`; `auto`: the first, without samples `bias`."""
+    override: tuple[Override, ...] = ()
+    """Other `ratio`, `round_to`, `max_ratio` or `min_width` for the groups that a glob fits, or `keep = true`."""
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -114,7 +118,7 @@ class PruneChannels:
             channels = self._analyse(model, context)
         except UnsupportedModel as err:
             return [Change(self.name, (), "prune channels", reason=str(err), guard="sizes_known")]
-        limits = Limits(self.round_to, self.max_ratio, self.min_width)
+        limits = self._limits()
         groups, refused = self._groups(channels)
         if self.criterion in SAMPLED:
             groups, plan, more = self._plan_from_samples(channels, groups, limits, context)
@@ -123,7 +127,9 @@ class PruneChannels:
             groups, more = self._comparable(groups)
             refused += more
             score, absolute = CRITERIA[self.criterion], self.criterion == "bn_scale"
-            candidates = [Candidate(group, score(channels, group, context.seed), absolute) for group in groups]
+            candidates = [
+                Candidate(group, score(channels, group, context.seed), absolute, self._share(group)) for group in groups
+            ]
             plan = allocate(channels, candidates, self.allocation, self._amount(), limits) if groups else Plan(())
         if (unreached := self._unreached(channels, groups, plan)) is not None:
             return [unreached, *refused]
@@ -174,9 +180,26 @@ class PruneChannels:
         if self.allocation == "macs":
             plan = plan_by_curves(channels, options, self._amount(), limits) if options else Plan(())
         else:
-            candidates = [Candidate(option.group, option.curve.scores(option.group.classes)) for option in options]
+            candidates = [
+                Candidate(o.group, o.curve.scores(o.group.classes), ratio=self._share(o.group)) for o in options
+            ]
             plan = allocate(channels, candidates, self.allocation, self._amount(), limits) if options else Plan(())
         return [option.group for option in options], plan, refused
+
+    def _share(self, group: Group) -> float | None:
+        """The share of a group that goes, where an override says so."""
+        return with_overrides(self, group).ratio if self.override else None
+
+    def _limits(self) -> Limits:
+        known: dict[str, Limits] = {}
+
+        def of_group(group: Group) -> Limits:
+            if group.name not in known:
+                own = with_overrides(self, group)
+                known[group.name] = Limits(own.round_to, own.max_ratio, own.min_width)
+            return known[group.name]
+
+        return Limits(self.round_to, self.max_ratio, self.min_width, of_group if self.override else None)
 
     def _amount(self) -> float:
         if self.allocation == "uniform":
@@ -191,7 +214,7 @@ class PruneChannels:
 
     def _groups(self, channels: ChannelGraph) -> tuple[list[Group], list[Change]]:
         """Groups that may be cut, and why the others may not."""
-        groups, refused = [], []
+        groups, refused = [], unmatched(self.name, self.override, channels)
         for group in channels.groups:
             action = f"prune {group.width} channels"
             if not group.free.any():
@@ -199,6 +222,9 @@ class PruneChannels:
                 refused.append(Change(self.name, (group.name,), action, reason=reason, guard="channels_are_free"))
             elif (glob := self._ignored_by(group)) is not None:
                 reason = f"'{glob}' is ignored"
+                refused.append(Change(self.name, (group.name,), action, reason=reason, guard="not_ignored"))
+            elif (glob := kept_by(self, group)) is not None:
+                reason = f"an override keeps '{glob}'"
                 refused.append(Change(self.name, (group.name,), action, reason=reason, guard="not_ignored"))
             else:
                 groups.append(group)

@@ -25,8 +25,10 @@ from onnxslim_core.channels.boxes import inner, whole
 from onnxslim_core.channels.groups import ChannelGraph, Group, analyse
 from onnxslim_core.channels.idle import Idle, find_idle, idle_weight, remove_idle_classes
 from onnxslim_core.errors import RecipeError, UnsupportedModel
-from onnxslim_core.rewrite import Change, Context, Kind
+from onnxslim_core.rewrite import Change, Context, Kind, Override
 from onnxslim_core.search.grid import kept_classes
+
+from ._overrides import kept_by, unmatched, with_overrides
 
 __all__ = ["RemoveIdle"]
 
@@ -73,9 +75,12 @@ class RemoveIdle:
     name: ClassVar[str] = "remove_idle"
     kind: ClassVar[Kind] = Kind.ALGEBRAIC
     guards: ClassVar[tuple[Guard, ...]] = (numbers_fit, width_on_grid)
+    per_group: ClassVar[tuple[str, ...]] = ("round_to",)
 
     round_to: int | str = "auto"
     """Kept widths are rounded up to this many channels; `auto` is the CPU's grid, 1 removes all that is idle."""
+    override: tuple[Override, ...] = ()
+    """Another `round_to` for the groups that a glob fits, or `keep = true`."""
 
     def __post_init__(self) -> None:
         if self.round_to != "auto" and not (isinstance(self.round_to, int) and self.round_to >= 1):
@@ -86,6 +91,7 @@ class RemoveIdle:
         sample = context.samples[0] if context.samples else None
         changes: list[Change] = []
         refused: dict[tuple[str, str], Change] = {}
+        misnamed: list[Change] = []
         quiet, views = 0, (whole, inner)
         last: ChannelGraph | None = None
         for turn in range(_MOST_ROUNDS):
@@ -98,6 +104,8 @@ class RemoveIdle:
                 if view is None:
                     break  # there is one way to see this graph, and nothing was found in it
                 channels, quiet = analyse(model, sample, view=view, flow=channels.flow), len(views)
+            if not turn:
+                misnamed = unmatched(self.name, self.override, channels)
             idle = find_idle(channels)
             chosen, found, refusals = self._choose(channels, idle)
             if chosen:
@@ -109,7 +117,7 @@ class RemoveIdle:
             quiet, last = (0, None) if chosen else (quiet + 1, channels)
             if quiet > len(views):
                 break
-        return changes + list(refused.values())
+        return [*changes, *refused.values(), *misnamed]
 
     def _choose(self, channels: ChannelGraph, idle: Idle) -> tuple[set[int], list[Change], list[Change]]:
         """Idle classes that may go, group by group, with what to say about them."""
@@ -118,16 +126,20 @@ class RemoveIdle:
         changes: list[Change] = []
         refused: list[Change] = []
         for group in channels.groups:
-            members = set(group.classes.tolist())
+            members, options = set(group.classes.tolist()), with_overrides(self, group)
             find = _Find(group, tuple(root for root in kinds if root in members), unfit)
+            if find.classes and (glob := kept_by(self, group)) is not None:
+                kept_whole = f"an override keeps '{glob}'"
+                refused.append(Change(self.name, (group.name,), find.action, reason=kept_whole, guard="not_kept"))
+                continue
             for guard in self.guards:
-                if find.classes and (reason := guard(find, self)) is not None:
+                if find.classes and (reason := guard(find, options)) is not None:
                     refused.append(Change(self.name, (group.name,), find.action, reason=reason, guard=guard.__name__))
                     fit = () if guard is width_on_grid else tuple(c for c in find.classes if c not in unfit)
                     find = replace(find, classes=fit)
             kept = max(group.width - len(find.classes), 1)
             if width_on_grid in self.guards:
-                kept = kept_classes(kept, group.width, group.unit, self.round_to)
+                kept = kept_classes(kept, group.width, group.unit, options.round_to)
             find = replace(find, classes=find.classes[: group.width - kept])
             if find.classes:
                 chosen.update(find.classes)

@@ -6,7 +6,7 @@ was asked for; a group never loses more than `max_ratio` of its classes nor fall
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,14 +28,18 @@ class Limits:
         round_to: `auto` or a number of channels.
         max_ratio: The largest share of a group that may go.
         min_width: The least channels that stay in a group.
+        of_group: Other limits of single groups.
     """
 
     round_to: int | str = "auto"
     max_ratio: float = 0.9
     min_width: int = 1
+    of_group: Callable[[Group], Limits] | None = None
 
     def kept(self, group: Group, wanted: int) -> int:
         """Classes that stay where `wanted` would do."""
+        if self.of_group is not None:
+            return self.of_group(group).kept(group, wanted)
         stuck = int((~group.free).sum())
         floor = -(-self.min_width // group.unit)
         least = max(floor, stuck, int(np.ceil(group.width * (1 - self.max_ratio) - 1e-9)), 1)
@@ -50,11 +54,13 @@ class Candidate:
         group: The group.
         scores: One per class, higher stays; shape (classes,).
         absolute: Whether the scores of all groups can be compared as they are; else each counts over its group's mean.
+        ratio: The share removed under `uniform`, where the group has one of its own.
     """
 
     group: Group
     scores: NDArray[np.float64]
     absolute: bool = False
+    ratio: float | None = None
 
     def order(self) -> NDArray[np.int32]:
         """Free classes, the first to go first; equal scores by number, so that the order is reproducible."""
@@ -85,7 +91,9 @@ def _take(candidate: Candidate, wanted: int, limits: Limits) -> tuple[int, ...]:
 
 def _uniform(candidates: Sequence[Candidate], ratio: float, limits: Limits) -> Plan:
     """The same share of every group; a half is rounded up to what stays."""
-    return Plan(tuple(_take(c, int(np.ceil(c.group.width * (1 - ratio) - 1e-9)), limits) for c in candidates))
+    shares = [ratio if c.ratio is None else c.ratio for c in candidates]
+    wanted = [int(np.ceil(c.group.width * (1 - share) - 1e-9)) for c, share in zip(candidates, shares, strict=True)]
+    return Plan(tuple(_take(c, count, limits) for c, count in zip(candidates, wanted, strict=True)))
 
 
 def _threshold(candidates: Sequence[Candidate], level: float, limits: Limits) -> Plan:

@@ -1,0 +1,66 @@
+"""Options of single groups of channels: what `[[pass.override]]` of a recipe says.
+
+Names that a glob can fit are those of the nodes that make the channels of a group, and of their weights. Where several
+overrides fit, the last one wins, option by option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+from onnxslim_core.channels.groups import ChannelGraph, Group
+from onnxslim_core.rewrite import Change, Override
+
+__all__ = ["kept_by", "unmatched", "with_overrides"]
+
+
+class _Overridden(Protocol):
+    """A pass that takes overrides."""
+
+    @property
+    def override(self) -> tuple[Override, ...]:
+        """Its overrides."""
+
+
+_P = TypeVar("_P", bound=_Overridden)
+
+
+def _makers(group: Group) -> list[str]:
+    """Names of what makes the channels of a group."""
+    weights = {str(use.constant.name) for use in group.uses if use.role == "out"}
+    return sorted({group.name, *(str(node.name) for node in group.producers), *weights})
+
+
+def with_overrides(step: _P, group: Group) -> _P:
+    """The pass as it is for one group."""
+    if not step.override:
+        return step
+    names, options = _makers(group), dict[str, Any]()
+    for override in step.override:
+        if override.glob_for(names) is not None:
+            options |= override.options
+    return replace(step, override=(), **options)  # type: ignore[type-var]
+
+
+def kept_by(step: _Overridden, group: Group) -> str | None:
+    """The glob of the last override that fits a group, where that one says `keep`."""
+    if not step.override:
+        return None
+    names = _makers(group)
+    fit = [(override, glob) for override in step.override if (glob := override.glob_for(names)) is not None]
+    return fit[-1][1] if fit and fit[-1][0].keep else None
+
+
+def unmatched(name: str, overrides: Sequence[Override], channels: ChannelGraph) -> list[Change]:
+    """A refusal for every override that fits no group: most likely a name is wrong."""
+    if not overrides:
+        return []
+    names = [maker for group in channels.groups for maker in _makers(group)]
+    reason = "no node or weight that makes channels is called like that"
+    return [
+        Change(name, override.match, "override", reason=reason, guard="override_fits")
+        for override in overrides
+        if override.glob_for(names) is None
+    ]
