@@ -68,6 +68,11 @@ class Moments:
         c = np.where(blocks[1], self.c, 0.0) if self.c.shape == blocks[1].shape else self.c
         return replace(self, h=h, c=c)
 
+    def only(self, stays: NDArray[np.bool_]) -> Moments:
+        """The same for some of the inputs, (d,); zeros are not counted for them."""
+        h = self.h[np.ix_(stays, stays)]
+        return replace(self, mean_x=self.mean_x[stays], h=h, c=self.c[stays], zeros=None)
+
 
 def answered(moments: Moments, weights: Floats, bias: Floats) -> Moments:
     """Moments of an input, with what weights (d, n) and a bias (n,) answer to it as the target."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from onnxslim_core import graph as verbs
 from onnxslim_core._emit import write_node
+from onnxslim_core.calibration.consumers import bias_of, constant_of, source_of, stored_weights
 
 __all__ = ["Swap", "cut_out", "read_by"]
 
@@ -64,8 +65,8 @@ def cut_out(
     seen: set[ir.Value] = set()
     for node in nodes:
         swap = (swaps or {}).get(node)
-        for index, value in enumerate(read_by(node)):
-            if value in seen or (swap is not None and index > 0):
+        for value in read_by(node) if swap is None else [source_of(node)]:
+            if value in seen:
                 continue
             seen.add(value)
             if verbs.is_op(value.producer(), "Constant"):
@@ -84,26 +85,26 @@ def cut_out(
 def _write_swapped(
     graph: onnx.GraphProto, node: ir.Node, weights: NDArray[np.float64], bias: NDArray[np.float64]
 ) -> None:
-    """A Conv, Gemm or MatMul with weights of its own; what is added to a MatMul is a node."""
-    written = write_node(node)
-    source, result = written.input[0], written.output[0]
-    old = verbs.array_of(node.inputs[1])
+    """A linear node with weights of its own; what is added to a MatMul is a node, beside the Add that may follow."""
+    written, index = write_node(node), constant_of(node)
+    old = verbs.array_of(node.inputs[index])
     assert old is not None
-    turned = weights if node.op_type == "MatMul" else weights.T
-    if node.op_type == "Gemm":
-        turned = weights.T if verbs.attribute(node, "transB", 0) else weights
-        kept = [each for each in written.attribute if each.name not in ("alpha", "beta")]
-        del written.attribute[:]
-        written.attribute.extend(kept)
+    result, source = written.output[0], written.input[1 - index]
+    if node.op_type == "MatMul":
+        bias = bias - bias_of(node, len(bias))
+        bias = bias[:, None] if index == 0 else bias
+    kept = [each for each in written.attribute if node.op_type != "Gemm" or each.name not in ("alpha", "beta")]
+    del written.attribute[:]
+    written.attribute.extend(kept)
     names = f"{result}/swapped_weights", f"{result}/swapped_bias"
-    for name, array in zip(names, (turned.reshape(old.shape), bias), strict=True):
+    for name, array in zip(names, (stored_weights(node, weights), bias), strict=True):
         graph.initializer.append(onnx.numpy_helper.from_array(array.astype(old.dtype), name))
     del written.input[:]
-    if node.op_type != "MatMul":
-        written.input.extend([source, *names])
-        graph.node.append(written)
-        return
-    written.input.extend([source, names[0]])
-    written.output[0] = f"{result}/unshifted"
+    written.input.extend([source, names[0]] if index else [names[0], source])
     graph.node.append(written)
-    graph.node.add(op_type="Add", input=[written.output[0], names[1]], output=[result])
+    if node.op_type != "MatMul":
+        written.input.append(names[1])
+        graph.node[-1].CopyFrom(written)
+        return
+    graph.node[-1].output[0] = f"{result}/unshifted"
+    graph.node.add(op_type="Add", input=[f"{result}/unshifted", names[1]], output=[result])

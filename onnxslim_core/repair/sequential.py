@@ -7,7 +7,7 @@ the compressed stream brings (He, Zhang, Sun, ICCV 2017, 3.3): the end of a bloc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,7 +27,7 @@ from onnxslim_core.calibration.consumers import (
     weights_of,
 )
 from onnxslim_core.calibration.lockstep import Walk, passing
-from onnxslim_core.calibration.moments import Sums
+from onnxslim_core.calibration.moments import Moments, Sums
 from onnxslim_core.calibration.rows import Positions, draw, input_rows, output_rows
 from onnxslim_core.calibration.study import LARGEST
 from onnxslim_core.repair.table import REPAIRS
@@ -69,6 +69,10 @@ class Refit:
         threads: For onnxruntime and BLAS.
         repair: A row of `repair.table.REPAIRS`.
         ridge: Relative to the mean of a covariance's diagonal; None: as `Moments.ridge` says.
+        stays: Asked about each node once its moments are known: which of its inputs (d,) it may use; None: all.
+
+    Attributes:
+        mended: The nodes that were.
     """
 
     def __init__(
@@ -84,7 +88,10 @@ class Refit:
         threads: int = 1,
         repair: str = "least_squares",
         ridge: float | None = None,
+        stays: Callable[[ir.Node, Moments], NDArray[np.bool_] | None] | None = None,
     ) -> None:
+        self.mended: list[ir.Node] = []
+        self._stays = stays
         self._reference, self._model, self._batches = reference, model, batches
         self._kept, self._repair, self._ridge = kept, REPAIRS[repair], ridge
         self._walk = Walk(model, batches, threads)
@@ -201,7 +208,14 @@ class Refit:
                 rows = target - output_rows(node, np.broadcast_to(stream[0], whole), at)
             sums.add(input_rows(node, x, at, shape[2:]), rows)
         moments = sums.moments().within(blocks_of(node, *weights.shape))
-        put_weights(self._model, node, *self._repair(moments, weights, taps, self._ridge))
+        stays = None if self._stays is None else self._stays(node, moments)
+        if stays is None:
+            put_weights(self._model, node, *self._repair(moments, weights, taps, self._ridge))
+        else:
+            full = np.zeros_like(weights)
+            full[stays], bias = self._repair(moments.only(stays), weights[stays], taps, self._ridge)
+            put_weights(self._model, node, full, bias)
+        self.mended.append(node)
 
 
 def _channels(node: ir.Node) -> int:
