@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -24,7 +26,8 @@ WHOLE = 2**24
 LARGEST = 2**40
 """No array of a file may say that it has more bytes."""
 
-_BROKEN = (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError, AttributeError, zlib.error, SyntaxError)
+_HEADER = (ValueError, TypeError, KeyError, AttributeError, OverflowError, SyntaxError, tokenize.TokenError)
+_BROKEN = (*_HEADER, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error)
 _BROKEN_ZIP = (*_BROKEN, RuntimeError, NotImplementedError)  # encrypted, or packed in an unknown way
 
 

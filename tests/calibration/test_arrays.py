@@ -203,6 +203,24 @@ def test_broken_npy(tmp_path: Path, content: bytes) -> None:
         open_source(tmp_path / "d.npy", [spec()])
 
 
+def test_any_damage_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "d.npy", rows())
+    np.savez_compressed(tmp_path / "d.npz", x=rows(), y=np.arange(12))
+    whole = {name: (tmp_path / name).read_bytes() for name in ("d.npy", "d.npz")}
+    for number in range(150):
+        monkeypatch.setattr(arrays, "WHOLE", 0 if number % 2 else 2**24)
+        for name, content in whole.items():
+            broken = bytearray(content)
+            for place in rng.integers(0, 130 if number % 3 else len(broken), 3):
+                broken[place] = rng.integers(0, 256)
+            (tmp_path / name).write_bytes(bytes(broken[: rng.integers(1, 4 * len(broken))]))
+            try:
+                list(open_source(tmp_path / name, [spec()]))
+            except DataError as err:
+                assert "\n" not in str(err)
+
+
 def test_python_objects_are_never_loaded(tmp_path: Path) -> None:
     np.save(tmp_path / "d.npy", np.array([{"a": 1}], dtype=object))
     np.savez(tmp_path / "d.npz", x=np.array([{"a": 1}], dtype=object))
