@@ -124,15 +124,17 @@ def cut(nodes: Sequence[ir.Node], shapes: Shapes, model: ir.Model) -> ir.Model |
                 made[value] = ir.Value(name=name, const_value=ir.tensor(array, name=name))
                 weights.append(made[value])
                 continue
-            dtype, shape = shapes.dtype.get(value, value.dtype), shapes.shape.get(value)
-            if dtype is None or shape is None:
+            dtype, sizes = shapes.dtype.get(value, value.dtype), shapes.shape.get(value)
+            if dtype is None or sizes is None:
                 return None
-            made[value] = ir.Value(name=f"merge/x{len(inputs)}", shape=ir.Shape(shape), type=ir.TensorType(dtype))
+            made[value] = ir.Value(name=f"merge/x{len(inputs)}", shape=ir.Shape(sizes), type=ir.TensorType(dtype))
             inputs.append(made[value])
         for value in node.outputs:
             dtype = shapes.dtype.get(value, value.dtype)
             kind = None if dtype is None else ir.TensorType(dtype)
-            made[value] = ir.Value(name=f"merge/v{len(made)}" if value.name else "", type=kind)
+            sizes = shapes.shape.get(value)
+            shape = None if sizes is None else ir.Shape(sizes)
+            made[value] = ir.Value(name=f"merge/v{len(made)}" if value.name else "", shape=shape, type=kind)
             if value.is_graph_output() or any(use.node not in inner for use in value.uses()):
                 outputs.append(made[value])
         read = [None if v is None else made[v] for v in node.inputs]

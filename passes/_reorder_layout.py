@@ -9,7 +9,7 @@ that leaves fewer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,7 +31,7 @@ from onnxslim_core.graph import (
 from ._affine import constant
 from ._facts import Facts
 
-__all__ = ["Region", "permutation", "regions", "turn_over"]
+__all__ = ["Region", "permutation", "regions", "relearn", "turn_over"]
 
 Perm = tuple[int, ...]
 
@@ -202,20 +202,16 @@ def _rank(value: ir.Value | None, facts: Facts) -> int | None:
 def turn_over(region: Region, names: Names, facts: Facts, order: dict[ir.Node, float]) -> None:
     """Let a region work on the data as it is before the Transposes."""
     back, inside = _inverse(region.perm), set(region.nodes)
-    for values, perm in ((region.leaving, region.perm), (region.entering, back)):
-        for value, readers in values.items():
-            before = min((node for node, _ in readers), key=order.__getitem__)
-            made = add_node(names, "Transpose", [value], {"perm": list(perm)}, before=before)
-            order[made] = order[before] - 0.5
-            for node, index in readers:
-                replace_input(node, index, made.outputs[0])
+    entering = _transpose_at_border(region.entering, back, names, order)
+    leaving = _transpose_at_border(region.leaving, region.perm, names, order)
     for transpose in region.before:
         for user, index in users_of(transpose.outputs[0])[0]:
             if user in inside:
                 replace_input(user, index, transpose.inputs[0])
     for node in region.nodes:
         _turn_node(node, back, region.perm, names)
-        facts.learn(node)
+    for node in (*entering, *region.nodes, *leaving):
+        relearn(node, facts)
     for transpose in region.after:
         source = transpose.inputs[0]
         assert source is not None
@@ -223,11 +219,29 @@ def turn_over(region: Region, names: Names, facts: Facts, order: dict[ir.Node, f
     for transpose in (*region.after, *region.before):
         if not transpose.outputs[0].uses() and not transpose.outputs[0].is_graph_output():
             remove(transpose)
-    for values in (region.leaving, region.entering):
-        for value in values:
-            for user, _ in users_of(value)[0]:
-                if is_op(user, "Transpose"):
-                    facts.learn(user)
+
+
+def relearn(node: ir.Node, facts: Facts) -> None:
+    """What is known of a node whose inputs are others now; nothing, where it cannot be inferred."""
+    for value in node.outputs:
+        facts.types.pop(value, None)
+    facts.learn(node)
+
+
+def _transpose_at_border(
+    values: Mapping[ir.Value, list[tuple[ir.Node, int]]], perm: Perm, names: Names, order: dict[ir.Node, float]
+) -> list[ir.Node]:
+    """A Transpose between each value and these readers of it."""
+    found = []
+    for value, readers in values.items():
+        before = min((node for node, _ in readers), key=order.__getitem__)
+        made = add_node(names, "Transpose", [value], {"perm": list(perm)}, before=before)
+        made.outputs[0].type = value.type
+        order[made] = order[before] - 0.5
+        for node, index in readers:
+            replace_input(node, index, made.outputs[0])
+        found.append(made)
+    return found
 
 
 def _turn_node(node: ir.Node, back: Perm, perm: Perm, names: Names) -> None:

@@ -35,7 +35,7 @@ from onnxslim_core.graph import Names, all_nodes, bodies, label_of, opset_of
 from onnxslim_core.rewrite import Change, Context, Edit, Guard, Kind, Rewrite, apply
 
 from ._facts import Facts, learn_all
-from ._reorder_layout import regions, turn_over
+from ._reorder_layout import regions, relearn, turn_over
 from ._reorder_local import LOCAL, Move
 
 __all__ = ["Reorder"]
@@ -81,7 +81,7 @@ class Reorder(Rewrite):
         """Carry the move out, and learn what is new."""
         assert self._facts is not None
         for node in m.do(edit):
-            self._facts.learn(node)
+            relearn(node, self._facts)
 
     def _layouts(self, model: ir.Model, facts: Facts) -> list[Change]:
         changes: list[Change] = []
