@@ -14,8 +14,9 @@ met: parts alone do not add up to the whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ from onnxslim_core.calibration.consumers import (
     bias_of,
     consumers_of,
     is_linear,
+    kept_outputs,
+    note_kept,
     put_weights,
     readers_of,
     target_of,
@@ -81,8 +84,10 @@ class Demand:
 
     Attributes:
         name: Of the pass, for the record.
-        allocation: `macs` or `latency`.
-        target: Share kept of what the allocation counts.
+        allocation: A word of `ALLOCATIONS`.
+        target: Share kept of what the allocation counts: channels for `global`, seconds for `latency`, else
+            multiply-adds. Not used by `uniform`.
+        ratio: For `uniform`, the share of a group that goes.
         forms: Kinds of options: "width", "gone".
         criterion: The order in which channels of a group go.
         limits: The grid of widths and the least that stays.
@@ -91,8 +96,9 @@ class Demand:
 
     name: str
     allocation: str
-    target: float
-    forms: tuple[str, ...]
+    target: float = 1.0
+    ratio: Callable[[Group], float] = field(default=lambda group: 0.0)
+    forms: tuple[str, ...] = ("width",)
     criterion: str
     limits: Limits
     repair: str
@@ -150,8 +156,11 @@ class Slimming:
             self._gather()
             if not self.units:
                 return self.refused
-            costs = self._costs()
-            return self._best(costs) if self.demand.allocation == "macs" else self._timed(costs)
+            if self.demand.allocation == "uniform":
+                return self._finish([self._same_share(self.demand.ratio)], self._costs())
+            if self.demand.allocation == "latency":
+                return self._timed(self._costs())
+            return self._best(self._costs())
 
     # ------------------------------------------------------------------------------------------ rows
     def _gather(self) -> None:
@@ -210,14 +219,21 @@ class Slimming:
         kept = [r for r in range(1, len(curve.order) + 1) if self._fits(group, group.width - r)]
         if not kept:
             return [Row("keep", 0.0, 1.0)]
-        anchors = sorted({min(kept, key=lambda r: abs(r - share * len(curve.order))) for share in _ANCHORS})
-        scale = [self._damage(readers, curve.order[:r]) / max(float(curve.error[r]), 1e-12) for r in anchors]
+        if self.demand.allocation == "uniform":
+            scale, anchors = [1.0], [1]
+        else:
+            anchors = self._anchors(kept, len(curve.order))
+            scale = [self._damage(readers, curve.order[:r]) / max(float(curve.error[r]), 1e-12) for r in anchors]
         rows = [Row("keep", 0.0, 1.0)]
         for r in kept:
             loss = float(curve.error[r]) * float(np.exp(np.interp(r, anchors, np.log(np.maximum(scale, 1e-12)))))
             what = f"{group.width - r} of {group.width}"
             rows.append(Row(what, max(loss, rows[-1].loss), 1 - r / group.width, _Width(group, curve.order[:r])))
         return rows
+
+    def _anchors(self, kept: Sequence[int], count: int) -> list[int]:
+        """Where the loss is measured: rows near some shares of the group."""
+        return sorted({min(kept, key=lambda r: abs(r - share * count)) for share in _ANCHORS})
 
     def _fits(self, group: Group, width: int) -> bool:
         return self.demand.limits.kept(group, width) == width
@@ -232,8 +248,11 @@ class Slimming:
 
     # ------------------------------------------------------------------------------------------ costs
     def _costs(self) -> Costs:
-        """Multiply-adds by layer; under a latency target seconds by layer, from the parts that were timed."""
+        """What the allocation counts: multiply-adds by layer, seconds by layer from timed parts, or channels."""
         channels = self.channels
+        if self.demand.allocation == "global":
+            sizes = [what.width * what.unit if isinstance(what, Group) else 0 for what in self._homes]
+            return Costs(tuple(Term(float(size), ({number: 1.0},)) for number, size in enumerate(sizes)))
         home = np.full(len(channels.classes.of), -1, np.int32)
         inside: dict[ir.Node, int] = {}
         for number, what in enumerate(self._homes):
@@ -294,12 +313,36 @@ class Slimming:
 
     # ------------------------------------------------------------------------------------------ choice
     def _best(self, costs: Costs) -> list[Change]:
-        """The plan under a target in multiply-adds, beside the same share everywhere."""
+        """The plan under a target that can be counted, beside the same share everywhere."""
         target = self.demand.target * costs.total(self.units, (0,) * len(self.units))
-        choice = choose(self.units, costs, target)
+        if self.demand.allocation == "sensitivity":
+            choice = self._common_loss(costs, target)
+        else:
+            choice = choose(self.units, costs, target)
         if choice is None:
-            return [self._unreached(costs, target), *self.refused]
-        return self._finish([choice, self._uniform(costs, target)], costs)
+            return [self._unreached(costs), *self.refused]
+        rivals = [choice] if self.demand.allocation == "sensitivity" else [choice, self._uniform(costs, target)]
+        return self._finish(rivals, costs)
+
+    def _common_loss(self, costs: Costs, target: float) -> Choice | None:
+        """Every unit as narrow as one threshold on its own loss allows, the least threshold that meets the target."""
+        levels = sorted({row.loss for unit in self.units for row in unit.rows})
+
+        def under(level: float) -> Choice:
+            return tuple(
+                min((i for i, row in enumerate(unit.rows) if row.loss <= level), key=lambda i: (unit.rows[i].left, i))
+                for unit in self.units
+            )
+
+        low, high = 0, len(levels) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if costs.total(self.units, under(levels[middle])) <= target:
+                high = middle
+            else:
+                low = middle + 1
+        choice = under(levels[low])
+        return choice if costs.total(self.units, choice) <= target else None
 
     def _timed(self, costs: Costs) -> list[Change]:
         """The plan under a latency target: planned, cut and timed until the ratio is met."""
@@ -344,25 +387,31 @@ class Slimming:
     def _uniform(self, costs: Costs, target: float) -> Choice | None:
         """The same share of every group, as little as meets the target; None where no share does."""
         for percent in range(1, 100):
-            choice = []
-            for unit, what in zip(self.units, self._homes, strict=True):
-                row = 0
-                if isinstance(what, Group):
-                    wanted = self.demand.limits.kept(what, int(np.ceil(what.width * (1 - percent / 100) - 1e-9)))
-                    gone = [0, *(len(each.payload.classes) for each in unit.rows[1:])]
-                    row = max(i for i, count in enumerate(gone) if count <= what.width - wanted)
-                choice.append(row)
+            share = percent / 100
+            choice = self._same_share(partial(_same, share))
             if costs.total(self.units, choice) <= target:
-                return tuple(choice)
+                return choice
         return None
 
-    def _unreached(self, costs: Costs, target: float) -> Change:
+    def _same_share(self, ratio: Callable[[Group], float]) -> Choice:
+        """So much of every group, rounded up to what stays; blocks stay."""
+        choice = []
+        for unit, what in zip(self.units, self._homes, strict=True):
+            row = 0
+            if isinstance(what, Group):
+                wanted = self.demand.limits.kept(what, int(np.ceil(what.width * (1 - ratio(what)) - 1e-9)))
+                gone = [0, *(len(each.payload.classes) for each in unit.rows[1:])]
+                row = max(i for i, count in enumerate(gone) if count <= what.width - wanted)
+            choice.append(row)
+        return tuple(choice)
+
+    def _unreached(self, costs: Costs) -> Change:
         least = tuple(int(np.argmin([row.left for row in unit.rows])) for unit in self.units)
         share = costs.total(self.units, least) / costs.total(self.units, (0,) * len(self.units))
-        reason = (
-            f"at least {share:.3f} of the multiply-adds stay within round_to, max_ratio, min_width and what is free"
-        )
-        what = f"keep no more than {self.demand.target:g} of the multiply-adds"
+        counted = "channels that may go" if self.demand.allocation == "global" else "multiply-adds"
+        limits = "round_to, max_ratio, min_width and what is free"
+        reason = f"at least {share:.3f} of the {counted} stay within {limits}"
+        what = f"keep no more than {self.demand.target:g} of the {counted}"
         return Change(self.demand.name, (), what, reason=reason, guard="target_reachable")
 
     # ------------------------------------------------------------------------------------------ carrying out
@@ -402,7 +451,8 @@ class Slimming:
         for width in widths:
             readers = readers_of(self.channels, width.group, self._consumers)
             assert not isinstance(readers, str)
-            if len(readers) == 1 and self.demand.criterion not in MEASURED:
+            late = len(readers) == 1 and self.demand.criterion not in MEASURED and self.demand.repair != "none"
+            if late:
                 at_once[str(readers[0].node.name)] = width.group, readers[0], len(width.classes)
                 continue
             classes += [int(root) for root in width.classes]
@@ -426,6 +476,11 @@ class Slimming:
         nodes = [*at_once, *rows, *self._last_layers()]
         if branches:
             nodes += [str(node.name) for node in work.graph if is_linear(node) and target_of(node)[1] is not None]
+        if self.demand.repair == "none":
+            for node in work.graph:
+                if (used := rows.get(str(node.name))) is not None:
+                    put_weights(work, node, weights_of(node) * used[:, None], _own_bias(node))
+            return _Mended(choice, classes, {}, self._lost(work))
         job = Refit(
             self.model,
             work,
@@ -438,7 +493,7 @@ class Slimming:
             stays=stays,
         )
         job.run(self.context.progress)
-        weights = {str(node.name): (weights_of(node), bias_of(node, weights_of(node).shape[1])) for node in job.mended}
+        weights = {str(node.name): (weights_of(node), _own_bias(node)) for node in job.mended}
         return _Mended(choice, classes, weights, self._lost(work))
 
     def _last_layers(self) -> list[str]:
@@ -481,7 +536,9 @@ class Slimming:
         channels = ChannelGraph(trace(self.model, self.context.samples[0]), self.channels.classes)
         gone = channels.gone(best.classes)
         macs = channels.macs(gone)
+        kept = kept_outputs(channels, gone)
         saved = remove_atoms(channels, gone)
+        note_kept(self.model, kept)
         for branch in _here(self.model, branches, self.channels):
             drop(self.model, branch)
         what = f"remove {len(best.classes)} channels in all, repair {self.demand.repair}"
@@ -524,6 +581,14 @@ def _solved_without(consumer: Consumer, moments: Moments, classes: NDArray[np.in
     weights = np.zeros_like(start)
     weights[stays], bias = solve(moments.only(stays), start[stays])
     return weights, bias
+
+
+def _same(share: float, group: Group) -> float:
+    return share
+
+
+def _own_bias(node: ir.Node) -> NDArray[np.float64]:
+    return bias_of(node, weights_of(node).shape[1])
 
 
 def _here(model: ir.Model, branches: Sequence[Branch], channels: ChannelGraph) -> list[Branch]:

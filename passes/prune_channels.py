@@ -28,7 +28,7 @@ from typing import ClassVar, final
 import onnx_ir as ir
 
 from onnxslim_core.calibration.batches import stacked
-from onnxslim_core.calibration.consumers import kept_outputs, note_kept
+from onnxslim_core.calibration.consumers import kept_outputs, nodes_reading, note_kept
 from onnxslim_core.channels.biases import add_shifts
 from onnxslim_core.channels.boxes import settle
 from onnxslim_core.channels.groups import ChannelGraph, Group, atom_mass
@@ -41,15 +41,16 @@ from onnxslim_core.repair.bias import expected_shifts
 from onnxslim_core.repair.sequential import Refit
 from onnxslim_core.repair.table import REPAIRS
 from onnxslim_core.rewrite import Change, Context, Kind, Override
-from onnxslim_core.search.curves import Option, plan_by_curves
 from onnxslim_core.search.views import least_loss, maker_energy
 from onnxslim_core.search.widths import ALLOCATIONS, Candidate, Limits, Plan, allocate, share_kept
 
-from ._calibrated import Calibrated, repaired_nodes
 from ._overrides import kept_by, unmatched, with_overrides
+from ._slimming import Demand, Slimming
 
 __all__ = ["PruneChannels"]
 
+_MEASURED = ("latency", "sensitivity")
+"""Allocations that ask what each group loses."""
 _REPAIRS = ("auto", *REPAIRS, "none")
 
 
@@ -86,7 +87,7 @@ class PruneChannels:
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("criterion", self.criterion, (*CRITERIA, *SAMPLED)),
-            ("allocation", self.allocation, ALLOCATIONS),
+            ("allocation", self.allocation, (*ALLOCATIONS, *_MEASURED)),
             ("repair", self.repair, _REPAIRS),
         ):
             if value not in allowed:
@@ -110,8 +111,9 @@ class PruneChannels:
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Score, choose, remove, mend."""
         given = bool(context.samples) and context.samples_are_real
-        if not given and (self.criterion in SAMPLED or (self.repair in REPAIRS and self.repair != "bias")):
-            what = self.criterion if self.criterion in SAMPLED else self.repair
+        asks = self.criterion if self.criterion in SAMPLED else self.allocation if self.allocation in _MEASURED else ""
+        if not given and (asks or (self.repair in REPAIRS and self.repair != "bias")):
+            what = asks or self.repair
             reason = f"{what} needs samples of real inputs: give --data"
             return [Change(self.name, (), "prune channels", reason=reason, guard="data_given")]
         try:
@@ -120,17 +122,15 @@ class PruneChannels:
             return [Change(self.name, (), "prune channels", reason=str(err), guard="sizes_known")]
         limits = self._limits()
         groups, refused = self._groups(channels)
-        if self.criterion in SAMPLED:
-            groups, plan, more = self._plan_from_samples(channels, groups, limits, context)
-            refused += more
-        else:
-            groups, more = self._comparable(groups)
-            refused += more
-            score, absolute = CRITERIA[self.criterion], self.criterion == "bn_scale"
-            candidates = [
-                Candidate(group, score(channels, group, context.seed), absolute, self._share(group)) for group in groups
-            ]
-            plan = allocate(channels, candidates, self.allocation, self._amount(), limits) if groups else Plan(())
+        if self.criterion in SAMPLED or self.allocation in _MEASURED:
+            return Slimming(channels, groups, self._demand(limits), context).run() + refused
+        groups, more = self._comparable(groups)
+        refused += more
+        score, absolute = CRITERIA[self.criterion], self.criterion == "bn_scale"
+        candidates = [
+            Candidate(group, score(channels, group, context.seed), absolute, self._share(group)) for group in groups
+        ]
+        plan = allocate(channels, candidates, self.allocation, self._amount(), limits) if groups else Plan(())
         if (unreached := self._unreached(channels, groups, plan)) is not None:
             return [unreached, *refused]
         changes = self._tell(groups, plan, limits)
@@ -146,7 +146,7 @@ class PruneChannels:
         details = {"macs_ratio": channels.macs(gone) / max(channels.macs(), 1)}
         sampled = given and repair in REPAIRS
         shifts = expected_shifts(channels, classes) if repair == "bias" and not sampled else []
-        nodes, kept = repaired_nodes(channels, plan.all()), kept_outputs(channels, gone)
+        nodes, kept = nodes_reading(channels, plan.all()), kept_outputs(channels, gone)
         reference = model.clone() if sampled else None
         saved = remove_atoms(channels, gone)
         add_shifts(channels, shifts, gone)
@@ -160,31 +160,17 @@ class PruneChannels:
         what = f"remove {len(classes)} channels in all, repair {repair}"
         return Change(self.name, (), what, bytes_saved=saved, details=details)
 
-    def _plan_from_samples(
-        self, channels: ChannelGraph, groups: list[Group], limits: Limits, context: Context
-    ) -> tuple[list[Group], Plan, list[Change]]:
-        """Groups whose readers can all be solved for, with the plan from their curves of removal."""
-        study, options, refused = Calibrated.of(channels, context), [], []
-        for number, group in enumerate(groups):
-            context.progress("curves", number, len(groups))
-            curve = study.curve(group, self.criterion)
-            if isinstance(curve, str):
-                action = f"prune {group.width} channels"
-                refused.append(Change(self.name, (group.name,), action, reason=curve, guard="readers_solvable"))
-                continue
-            loss = curve.error
-            if self.allocation == "macs" and len(curve.order):
-                half = max(float(curve.error[max(len(curve.order) // 2, 1)]), 1e-12)
-                loss = curve.error * (study.damage(group, curve) / half)
-            options.append(Option(group, curve, loss))
-        if self.allocation == "macs":
-            plan = plan_by_curves(channels, options, self._amount(), limits) if options else Plan(())
-        else:
-            candidates = [
-                Candidate(o.group, o.curve.scores(o.group.classes), ratio=self._share(o.group)) for o in options
-            ]
-            plan = allocate(channels, candidates, self.allocation, self._amount(), limits) if options else Plan(())
-        return [option.group for option in options], plan, refused
+    def _demand(self, limits: Limits) -> Demand:
+        """What is asked of a plan from samples."""
+        return Demand(
+            name=self.name,
+            allocation=self.allocation,
+            target=self._amount(),
+            ratio=lambda group: self._share(group) or self._amount(),
+            criterion=self.criterion,
+            limits=limits,
+            repair="least_squares" if self.repair == "auto" else self.repair,
+        )
 
     def _share(self, group: Group) -> float | None:
         """The share of a group that goes, where an override says so."""

@@ -7,7 +7,7 @@ blocks on the diagonal, so that whatever is said of (d, n) weights and (d, d) mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,7 @@ __all__ = [
     "is_linear",
     "kept_of",
     "kept_outputs",
+    "nodes_reading",
     "note_kept",
     "put_weights",
     "readers_of",
@@ -315,9 +316,11 @@ class Consumer:
 
 
 def consumers_of(channels: ChannelGraph) -> dict[ir.Node, Consumer]:
-    """All sums over channels that can be solved for, by node; in the order of the graph."""
+    """All sums over channels that can be solved for, by node; in the order of the graph, none within a body."""
     found: dict[ir.Node, Consumer] = {}
     for sink in channels.sinks:
+        if sink.node.graph is not channels.flow.model.graph:
+            continue
         if _can_be_solved(sink) and not is_depthwise(sink.node):
             outputs = _output_classes(channels, sink.node)
             found[sink.node] = Consumer(sink.node, channels.of(sink.labels).reshape(-1), taps_of(sink.node), outputs)
@@ -355,6 +358,12 @@ def kept_outputs(channels: ChannelGraph, gone: NDArray[np.bool_]) -> Mapping[str
 
 _KEPT = "onnxslim_core.kept_outputs"
 """In a node's `meta`: which output channels it has left of those it had before anything was cut."""
+
+
+def nodes_reading(channels: ChannelGraph, classes: Sequence[int]) -> list[str]:
+    """Names of the linear nodes that read one of these classes, in the order of the graph."""
+    wanted = np.array(sorted(classes), np.int64)
+    return [str(node.name) for node, each in consumers_of(channels).items() if np.isin(each.classes, wanted).any()]
 
 
 def note_kept(model: ir.Model, kept: Mapping[str, NDArray[np.int64]]) -> None:
