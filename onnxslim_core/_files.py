@@ -13,8 +13,9 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -40,6 +41,8 @@ _EXTERNAL_FROM = 1024
 _PAGE_FROM, _PAGE = 65_536, 4096
 """Tensors this large start on a page, as the specification advises, so that a runtime can map them."""
 _PROTO_LIMIT = 2**31 - 1
+_RESIDENT = 2**27
+"""Bytes of external data that may be read until those before them are let go."""
 
 
 def _reason(err: OSError) -> str:
@@ -79,8 +82,34 @@ def read_bytes(path: Path, limits: Limits) -> bytes:
         raise ModelError(f"cannot read model {_shown(path)}: {reason}") from err
 
 
+class _Mapped(ir.Tensor[np.ndarray]):
+    """A view of a mapped file, which says when it is read."""
+
+    __slots__ = ("_read",)
+
+    def __init__(self, view: ir.Tensor[np.ndarray], read: Callable[[int], None]) -> None:
+        super().__init__(view.raw, dtype=view.dtype, shape=view.shape, name=view.name)
+        self._read = read
+
+    @property
+    def raw(self) -> np.ndarray:
+        self._read(self.nbytes)
+        return super().raw
+
+    def numpy(self) -> np.ndarray:
+        self._read(self.nbytes)
+        return super().numpy()
+
+    def __array__(self, dtype: Any = None) -> np.ndarray:
+        self._read(self.nbytes)
+        return super().__array__(dtype)
+
+
 class ExternalData:
     """Opens tensors in external data, each file mapped once, and none outside of the allowed folder.
+
+    What was read is let go from time to time, so that a file larger than the memory can be worked on: the system reads
+    it again where somebody asks again.
 
     Args:
         folder: The model's folder, against which locations are resolved; None for a model without a file.
@@ -91,6 +120,7 @@ class ExternalData:
         self._folder = folder
         self._root = root
         self._maps: dict[Path, mmap.mmap | bytes] = {}
+        self._touched = 0
 
     def __call__(self, proto: onnx.TensorProto) -> ir.TensorProtocol:
         """The tensor, as a view of its mapped file.
@@ -132,7 +162,17 @@ class ExternalData:
             raise InvalidModel(
                 f"{what} ends at byte {offset + needed} of {quote(location)}, which has {len(data)} bytes"
             )
-        return _tensors.from_buffer(memoryview(data)[offset : offset + needed], dtype, shape, name, what)
+        view = _tensors.from_buffer(memoryview(data)[offset : offset + needed], dtype, shape, name, what)
+        return _Mapped(view, self._read) if type(view) is ir.Tensor and needed >= _PAGE_FROM else view
+
+    def _read(self, count: int) -> None:
+        """Note that so many bytes are about to be read."""
+        self._touched += count
+        if self._touched > _RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
+            for mapped in self._maps.values():
+                if isinstance(mapped, mmap.mmap):
+                    mapped.madvise(mmap.MADV_DONTNEED)
+            self._touched = count
 
     def _resolve(self, location: str, what: str) -> Path:
         if not location or "\0" in location:

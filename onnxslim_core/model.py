@@ -28,9 +28,11 @@ from onnxslim_core.errors import InvalidModel, ModelError
 from onnxslim_core.rewrite import Change
 from onnxslim_core.verify import STRUCTURE, out_of_order
 
-__all__ = ["DEFAULT_LIMITS", "Limits", "Model", "load", "save", "wrap"]
+__all__ = ["DEFAULT_LIMITS", "LARGE", "Limits", "Model", "load", "save", "wrap"]
 
 DEFAULT_LIMITS = Limits()
+LARGE = 2**28
+"""Bytes of weights from which on a model goes to onnxruntime as a file, and is never open beside another one."""
 
 
 @dataclass(slots=True)
@@ -48,10 +50,13 @@ class Model:
     notes: list[Change] = field(default_factory=list)
     _sealed: bool = field(default=False, repr=False, compare=False)
     _written: list[bytes | memoryview] | None = field(default=None, repr=False, compare=False)
+    _file: Path | None = field(default=None, repr=False, compare=False)
+    """A file that holds this very model, while it is sealed."""
 
     def seal(self, sealed: bool = True) -> None:
         """Say that the graph does not change for now, so that it is written once for all who ask for its bytes."""
         self._sealed, self._written = sealed, None
+        self._file = self._file if sealed else None
 
     def pieces(self) -> list[bytes | memoryview]:
         """The bytes of the model as one file, whatever its size; weights are views of where they lie."""
@@ -61,8 +66,11 @@ class Model:
         return found
 
     def digest(self) -> str | None:
-        """Of the bytes that `session_source` gives; None where that is no single file."""
-        return None if _files.needs_external(self.ir) else _files.digest(self.pieces())
+        """Of the bytes that `session_source` gives; None for a large model."""
+        return None if self._goes_by_path() else _files.digest(self.pieces())
+
+    def _goes_by_path(self) -> bool:
+        return self.nbytes >= LARGE or _files.needs_external(self.ir)
 
     def copy(self) -> Model:
         """An independent graph with shared weights; `meta` of nodes and values is kept."""
@@ -95,9 +103,16 @@ class Model:
 
     @contextlib.contextmanager
     def session_source(self) -> Iterator[bytes | str]:
-        """What `onnxruntime.InferenceSession` accepts: bytes, or above 2 GB the path of a file that goes afterwards."""
-        if not _files.needs_external(self.ir):
+        """What `onnxruntime.InferenceSession` accepts: bytes, or of a large model the path of a file.
+
+        The file is the one that the model came from, where it still holds this very model; else one that goes
+        afterwards. onnxruntime maps what is beside such a file, so that a large model is in memory once.
+        """
+        if not self._goes_by_path():
             yield b"".join(self.pieces())
+            return
+        if self._sealed and self._file is not None:
+            yield str(self._file)
             return
         with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
             path = Path(folder, "model.onnx")
@@ -165,7 +180,10 @@ def load(
         )
     if not keep_feedable:
         notes += _make_constant(graph)
-    return Model(graph, path, notes)
+    found = Model(graph, path, notes)
+    if not isinstance(source, Model) and root is None and not notes and graph.graph.meta.get(_carry.EXTERNAL_KEY):
+        found._file = path
+    return found
 
 
 def _parse(data: bytes, what: str) -> onnx.ModelProto:

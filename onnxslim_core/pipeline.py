@@ -23,8 +23,8 @@ from onnxslim_core.calibration.source import Data
 from onnxslim_core.errors import BudgetError, ModelError, RecipeError
 from onnxslim_core.measure.fidelity import beside
 from onnxslim_core.measure.session import open_file, open_session, run
-from onnxslim_core.measure.truth import LARGE, Plain
-from onnxslim_core.model import Model, load, save
+from onnxslim_core.measure.truth import Plain
+from onnxslim_core.model import LARGE, Model, load, save
 from onnxslim_core.recipe import Budget, Recipe, load_budget
 from onnxslim_core.report import Asked, Report, plain
 from onnxslim_core.rewrite import Progress, Sample
@@ -103,7 +103,7 @@ class Result:
         if not self.report.asked.options["verify"] or (self.digest is not None and digest_of_file(path) == self.digest):
             return
         threads = int(self.report.asked.options["threads"])
-        session = open_file(path, threads=threads)
+        session = open_file(path, threads=threads, large=self.model.nbytes >= LARGE)
         if self.sample is None:
             return
         found = run(session, self.sample)
@@ -155,7 +155,7 @@ def compress(
         seed: Over the recipe's.
         verify: False compares no answers; the report then says "unverified".
         measure_latency: False times nothing and says so.
-        allow_code: Lets a recipe's `file.py:function` run.
+        allow_code: Lets a recipe's `file.py:function` run, as source of samples or as a pass.
         latency_seconds: Bound on the final timing.
         metric: A user's metric, (outputs, labels) -> float, or `file.py:function`.
         progress: Told how far the work is.
@@ -172,7 +172,7 @@ def compress(
         MeasureError: if onnxruntime cannot load the model at all.
     """
     clock = Clock()
-    recipe = recipe or Recipe.exact()
+    recipe = (recipe or Recipe.exact()).with_code(allowed=allow_code)
     limits = load_budget(budget) if isinstance(budget, str | Path) else budget or recipe.budget
     _check_request(limits, verify, measure_latency, metric)
     seed = recipe.seed if seed is None else seed
@@ -190,7 +190,7 @@ def compress(
         source = _source(data, recipe, allow_code)
         given = Plain(start, threads)
         feeds = open_feeds(given, recipe, source, sizes, {**fills, **(values or {})}, seed)
-        if not verify or start.nbytes > LARGE:
+        if not verify or start.nbytes >= LARGE:
             given.close()  # nobody asks it again, or soon enough to keep its memory
     job = Job(
         start=start,

@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim_core import _files
+from onnxslim_core import model as model_module
 from onnxslim_core._emit import write_node
 from onnxslim_core.errors import InvalidModel, MeasureError, ModelError
 from onnxslim_core.model import Model, load, save, wrap
@@ -487,6 +488,56 @@ def test_external_data_is_mapped_and_written_as_external_data(tmp_path: Path) ->
     np.testing.assert_array_equal(answers(tmp_path / "out" / "n.onnx"), answers(tmp_path / "in" / "m.onnx"))
     proto = onnx.load(tmp_path / "out" / "n.onnx", load_external_data=False)
     assert {e.value for t in proto.graph.initializer for e in t.external_data if e.key == "location"} == {"n.onnx.data"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks the system for the pages of files")
+def test_weights_that_were_read_are_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading all of a file takes a bounded part of the memory, and what is read again is right."""
+    rng = np.random.default_rng(0)
+    arrays = {f"w{i}": rng.random((1024, 1024)).astype(np.float32) for i in range(24)}  # 4 MB each
+    nodes = [helper.make_node("Add", [f"h{i}" if i else "x", f"w{i}"], [f"h{i + 1}"]) for i in range(24)]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", FLOAT, [1024])],
+        [helper.make_tensor_value_info("h24", FLOAT, [1024, 1024])],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    onnx.save(helper.make_model(graph), tmp_path / "m.onnx", save_as_external_data=True, location="w.bin")
+    monkeypatch.setattr(_files, "_RESIDENT", 2**23)
+
+    def of_files() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[2]) * os.sysconf("SC_PAGE_SIZE")
+
+    model = load(tmp_path / "m.onnx")
+    before = of_files()
+    for _ in range(2):
+        for name, value in model.ir.graph.initializers.items():
+            assert value.const_value is not None
+            np.testing.assert_array_equal(value.const_value.numpy(), arrays[name])
+            assert of_files() - before < 2**25
+
+
+def test_a_large_model_is_run_from_its_own_file_while_it_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = with_external(tmp_path / "in")
+    monkeypatch.setattr(model_module, "LARGE", 2**10)
+    model = load(path)
+    with model.session_source() as source:
+        assert source != str(path), "somebody may have changed it meanwhile"
+    model = load(path)
+    model.seal()
+    for other in (load(model), model.copy()):
+        other.seal()
+        with other.session_source() as source:
+            assert isinstance(source, str) and source != str(path)
+            np.testing.assert_array_equal(answers(source), answers(path))
+    with model.session_source() as source:
+        assert source == str(path)
+    model.seal(False)
+    with model.session_source() as source:
+        assert source != str(path)
 
 
 def test_external_data_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,12 +53,22 @@ def open_session(
         options.enable_profiling = True
         options.profile_file_prefix = os.fspath(profile)
     with model.session_source() as source:
+        if isinstance(source, str) and not optimize:
+            _read_in_place(options)
         return _open(source, options)
 
 
-def open_file(path: str | os.PathLike[str], *, threads: int = 1) -> ort.InferenceSession:
-    """Open a file as it lies there, graph as it is written; as `open_session`."""
-    return _open(os.fspath(path), _options(threads, False))
+def open_file(path: str | os.PathLike[str], *, threads: int = 1, large: bool = False) -> ort.InferenceSession:
+    """Open a file as it lies there, graph as it is written; as `open_session`. A large one is read in place."""
+    options = _options(threads, False)
+    if large:
+        _read_in_place(options)
+    return _open(os.fspath(path), options)
+
+
+def _read_in_place(options: ort.SessionOptions) -> None:
+    """Let weights be read where the file is mapped: a large model that runs a few times is not copied first."""
+    options.add_session_config_entry("session.disable_prepacking", "1")
 
 
 def open_piece(proto: onnx.ModelProto, *, threads: int = 1) -> ort.InferenceSession:

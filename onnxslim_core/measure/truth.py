@@ -16,6 +16,7 @@ from onnxslim_core.errors import MeasureError
 from onnxslim_core.measure.inputs import indexed_tables
 from onnxslim_core.measure.scores import OutputFidelity, Parts, Tally, as_array, columns_of
 from onnxslim_core.measure.session import open_session, run
+from onnxslim_core.model import LARGE
 from onnxslim_core.rewrite import Sample
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from onnxslim_core.model import Model
 
-__all__ = ["LARGE", "Answers", "Plain", "Tallies", "Truth"]
+__all__ = ["Answers", "Plain", "Tallies", "Truth"]
 
 Answers = dict[str, Any]
 """The outputs of one call, by name."""
@@ -34,8 +35,6 @@ _TRUTH_BYTES = 2**28
 """Answers of the reference that are kept for the comparisons that follow, at least one."""
 _BLOCK = 2**20
 """Elements that are moved at a time."""
-LARGE = 2**28
-"""Bytes of weights from which on a model is never open beside another one."""
 
 
 class Plain:
@@ -90,7 +89,7 @@ class Truth:
         self.samples = samples
         self.parts = parts or {}
         self.threads = threads
-        self.is_large = model.nbytes > LARGE
+        self.is_large = model.nbytes >= LARGE
         self.plain = plain or Plain(model, threads)
         self.names = [output.name for output in self.plain.session.get_outputs()]
         for name in self.parts:
