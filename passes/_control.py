@@ -1,13 +1,13 @@
-"""Bodies that are known to run exactly once: an If whose condition is constant."""
+"""Bodies: an If whose condition is constant runs one branch once; what a Loop hands on unchanged needs no handing."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 from onnxslim_core.errors import InternalError
-from onnxslim_core.graph import Names, attribute, bodies, label_of, name_node, remove, replace
+from onnxslim_core.graph import Names, attribute, bodies, is_op, label_of, name_node, remove, replace
 
-__all__ = ["inline_branch", "unique_names"]
+__all__ = ["free_states", "inline_branch", "unique_names"]
 
 
 def unique_names(model: ir.Model, names: Names) -> int:
@@ -65,3 +65,52 @@ def inline_branch(node: ir.Node, condition: bool, names: Names) -> list[ir.Node]
             replace(old, new, names)
     remove(node)
     return moved
+
+
+def free_states(node: ir.Node, names: Names) -> bool:
+    """Let the body of a Loop read from outside what every round hands to the next as it is, such as weights.
+
+    Args:
+        node: A Loop of the standard domain; names are unique across scopes. A smaller one takes its place.
+        names: Of the model.
+
+    Returns:
+        Whether there was any.
+    """
+    body, graph = attribute(node, "body"), node.graph
+    if not isinstance(body, ir.Graph) or not isinstance(graph, ir.Graph):
+        raise InternalError("has no body", label_of(node))
+    places = [place for place in range(len(body.inputs) - 2) if _is_unchanged(node, body, place)]
+    if not places:
+        return False
+    firsts = {place: (body.inputs[place + 2], node.inputs[place + 2]) for place in places}
+    for place in reversed(places):
+        body.inputs.pop(place + 2)
+        body.outputs.pop(place + 1)
+    inputs = [value for index, value in enumerate(node.inputs) if index - 2 not in firsts]
+    kept = [value for place, value in enumerate(node.outputs) if place not in firsts]
+    made = ir.Node(node.domain, node.op_type, inputs, list(node.attributes.values()), num_outputs=max(len(kept), 1))
+    name_node(made, names.new(f"{node.name}/smaller"))
+    made.metadata_props.update(node.metadata_props)
+    graph.insert_before(node, made)
+    for old, new in zip(kept, made.outputs, strict=False):
+        new.name, new.type, new.shape = names.new(str(old.name)), old.type, old.shape
+        replace(old, new, names)
+    for place, (inner, first) in firsts.items():
+        assert first is not None
+        inner.replace_all_uses_with(first)
+        replace(node.outputs[place], first, names)
+    node.attributes.clear()  # the body is the new node's
+    remove(node)
+    if not kept:
+        remove(made)
+    return True
+
+
+def _is_unchanged(node: ir.Node, body: ir.Graph, place: int) -> bool:
+    """True where a state comes out of every round as it went in, and no other state takes it over."""
+    inner, result = body.inputs[place + 2], body.outputs[place + 1]
+    producer = result.producer()
+    source = producer.inputs[0] if producer is not None and is_op(producer, "Identity") else result
+    others = [value for index, value in enumerate(body.outputs) if index != place + 1]
+    return source is inner and inner not in others and node.inputs[place + 2] is not None

@@ -22,7 +22,7 @@ from onnxslim_core.graph import (
     replace,
 )
 
-from ._control import inline_branch
+from ._control import free_states, inline_branch
 from ._facts import Facts
 from ._merge import drops_nothing
 
@@ -186,6 +186,13 @@ def _if(tidy: Tidy, node: ir.Node) -> str | None:
     return "put the constant branch in the place of"
 
 
+def _loop(tidy: Tidy, node: ir.Node) -> str | None:
+    if not free_states(node, tidy.names):
+        return None
+    tidy.learned = True
+    return "took what no round changes out of"
+
+
 def _concat_from_sequence(tidy: Tidy, node: ir.Node) -> str | None:
     sequence = node.inputs[0].producer() if node.inputs[0] is not None else None
     if not is_op(sequence, "SequenceConstruct") or attribute(node, "new_axis", 0):
@@ -257,6 +264,7 @@ _RULES: dict[str, Callable[[Tidy, ir.Node], str | None]] = {
     "Flatten": _same_shape,
     "Identity": _identity,
     "If": _if,
+    "Loop": _loop,
     "Pad": _pad,
     "Reshape": _same_shape,
     "SequenceAt": _sequence_at,

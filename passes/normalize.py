@@ -3,8 +3,9 @@
 Nodes are sorted and named, functions written out in place, and then, until nothing changes: Identity, Dropout in
 inference mode, and Cast, Transpose, Reshape, Flatten, Expand, Slice, Tile, Pad and Concat that change nothing are taken
 out; CastLike to a known type becomes Cast; a known element of a split sequence becomes Slice or Gather; an If whose
-condition is constant gives way to its branch; equal weights and equal nodes are merged (random ones never are); nodes,
-optional outputs, weights, functions and opset imports that nobody uses go.
+condition is constant gives way to its branch; what a Loop hands from round to round as it is, such as weights, is read
+from outside; equal weights and equal nodes are merged (random ones never are); nodes, optional outputs, weights,
+functions and opset imports that nobody uses go.
 
     y = Identity(x)                  ->  x
     y = Dropout(x), inference        ->  x

@@ -33,27 +33,34 @@ def remove_atoms(channels: ChannelGraph, gone: NDArray[np.bool_]) -> int:
     """
     model = channels.flow.model
     before = _bytes(model)
-    read = [value for value in model.graph.initializers.values() if value.uses()]
+    read = [value for graph in _graphs(model) for value in graph.initializers.values() if value.uses()]
     cut = Cut(channels.flow, gone, verbs.Names(model))
-    for node in list(model.graph):
+    for node in channels.flow.nodes:
         if cut.touches(node):
             rule = rule_of(node)
             if rule is not None and rule.cut is not None:
                 rule.cut(cut, node)
             _cut_record(cut, node)
+    outputs = set(model.graph.outputs)
     for value in channels.flow.table:
-        if cut.keeps(value) and not value.is_graph_output():
+        if cut.keeps(value) and value not in outputs:
             value.shape = None
     _tidy(model, cut)
     for value in read:
-        is_there = model.graph.initializers.get(str(value.name)) is value
+        is_there = value.graph is not None and value.graph.initializers.get(str(value.name)) is value
         if is_there and not (value.uses() or value.is_graph_output() or value.is_graph_input()):
-            model.graph.initializers.pop(str(value.name))
+            value.graph.initializers.pop(str(value.name))  # type: ignore[union-attr]
     return before - _bytes(model)
 
 
 def _bytes(model: ir.Model) -> int:
-    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    tensors = (value.const_value for graph in _graphs(model) for value in graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def _graphs(model: ir.Model) -> list[ir.Graph]:
+    """The main graph and every body."""
+    return [model.graph, *(body for node in verbs.all_nodes(model.graph) for body in verbs.bodies(node))]
 
 
 def _cut_record(cut: Cut, node: ir.Node) -> None:
@@ -71,16 +78,17 @@ def _tidy(model: ir.Model, cut: Cut) -> None:
     """Drop what nobody reads any more, and let the smaller weights have the names of the ones they replace."""
     sources = {old for old, _ in cut.renamed}
     idle = [v.producer() for v in sources if v.producer() is not None and not v.uses() and not v.is_graph_output()]
-    dead = [node for node in cut.flow.model.graph if _is_idle(node)]
+    dead = [node for node in verbs.all_nodes(model.graph) if _is_idle(node)]
     verbs.remove({node for node in (*idle, *dead) if node is not None and node.graph is not None})
     copies: dict[ir.Value, list[ir.Value]] = {}
     for old, new in cut.renamed:
         copies.setdefault(old, []).append(new)
-    initializers = model.graph.initializers
     for old, made in copies.items():
         if old.uses() or old.is_graph_output():
             continue
-        name = str(old.name)
+        graph, name = made[0].graph, str(old.name)
+        assert isinstance(graph, ir.Graph)
+        initializers = graph.initializers
         if initializers.get(name) is old:
             initializers.pop(name)
         used = [new for new in made if new.uses() or new.is_graph_output()]
@@ -90,7 +98,7 @@ def _tidy(model: ir.Model, cut: Cut) -> None:
         if len(used) == 1 and name not in initializers and old.producer() is None:
             initializers.pop(str(used[0].name), None)
             used[0].name = name
-            model.graph.register_initializer(used[0])
+            graph.register_initializer(used[0])
 
 
 def _is_idle(node: ir.Node) -> bool:

@@ -8,6 +8,7 @@ from onnxslim_core import graph as verbs
 from onnxslim_core.errors import UnsupportedModel
 from onnxslim_core.measure.shapes import concrete_shapes
 from onnxslim_core.ops.atoms import Reason
+from onnxslim_core.ops.bodies import captures
 from onnxslim_core.ops.flow import Flow, ShapesLike, is_constant_op
 from onnxslim_core.ops.table import rule_of
 from onnxslim_core.rewrite import Sample
@@ -16,7 +17,7 @@ __all__ = ["trace"]
 
 
 def trace(model: ir.Model, sample: Sample | None, shapes: ShapesLike | None = None) -> Flow:
-    """Label every activation of the main graph.
+    """Label every activation of the main graph and of its bodies.
 
     Args:
         model: The model; its nodes have to be sorted.
@@ -26,8 +27,8 @@ def trace(model: ir.Model, sample: Sample | None, shapes: ShapesLike | None = No
     Raises:
         UnsupportedModel: where an input has no size that is known.
     """
-    shapes = concrete_shapes(model, sample) if shapes is None else shapes
-    flow = Flow(model, shapes, verbs.opset_of(model))
+    shapes = concrete_shapes(model, sample, bodies_too=True) if shapes is None else shapes
+    flow = Flow(model, shapes, verbs.opset_of(model), lambda node: _visit(flow, node))
     graph = model.graph
     flow.constants.update(v for v in graph.initializers.values() if not v.is_graph_input())
     for value in graph.inputs:
@@ -52,10 +53,14 @@ def _pin_input(flow: Flow, value: ir.Value) -> None:
 
 
 def _visit(flow: Flow, node: ir.Node) -> None:
-    for body in verbs.bodies(node):
-        captured = [v for inner in verbs.all_nodes(body) for v in inner.inputs if v is not None]
-        captured += [v for v in body.outputs if verbs.owner_of(v) is not body]
-        flow.freeze(node, "its body reads it", [v for v in captured if v in flow.table])
+    _label(flow, node)
+    flow.nodes.append(node)
+
+
+def _label(flow: Flow, node: ir.Node) -> None:
+    if verbs.bodies(node):
+        _enter(flow, node)
+        return
     read = node.inputs[:1] if verbs.is_op(node, "CastLike") else node.inputs
     if is_constant_op(node) and all(v is None or _constant(flow, v) for v in read):
         flow.constants.update(node.outputs)
@@ -76,6 +81,18 @@ def _visit(flow: Flow, node: ir.Node) -> None:
         flow.atoms.author = verbs.label_of(node)
         flow.ruled.add(node)
         rule.label(flow, node)
+
+
+def _enter(flow: Flow, node: ir.Node) -> None:
+    """Walk the bodies of a node; of one that is not understood all stays."""
+    rule = rule_of(node)
+    if rule is not None:
+        flow.atoms.author = verbs.label_of(node)
+        flow.ruled.add(node)
+        rule.label(flow, node)
+        return
+    for body in verbs.bodies(node):
+        flow.freeze(node, "its body reads it", [v for v in captures(body) if v in flow.table])
 
 
 def _is_read(value: ir.Value) -> bool:

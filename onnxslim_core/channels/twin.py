@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from onnxslim_core.channels.groups import ChannelGraph
 from onnxslim_core.channels.trace import trace
+from onnxslim_core.graph import bodies
 
 __all__ = ["twin_of"]
 
@@ -26,10 +27,15 @@ class _Moved:
 
 
 def _pairs(model: ir.Model, copy: ir.Model) -> list[tuple[ir.Value, ir.Value]]:
-    pairs = list(zip(model.graph.inputs, copy.graph.inputs, strict=True))
-    pairs += [(value, copy.graph.initializers[name]) for name, value in model.graph.initializers.items()]
-    for old, new in zip(model.graph, copy.graph, strict=True):
-        pairs += list(zip(old.outputs, new.outputs, strict=True))
+    pairs: list[tuple[ir.Value, ir.Value]] = []
+    graphs = [(model.graph, copy.graph)]
+    while graphs:
+        old_graph, new_graph = graphs.pop()
+        pairs += list(zip(old_graph.inputs, new_graph.inputs, strict=True))
+        pairs += [(value, new_graph.initializers[name]) for name, value in old_graph.initializers.items()]
+        for old, new in zip(old_graph, new_graph, strict=True):
+            pairs += list(zip(old.outputs, new.outputs, strict=True))
+            graphs += list(zip(bodies(old), bodies(new), strict=True))
     return pairs
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ from onnxslim_core.graph import STANDARD, array_of, attribute, bodies, is_op, op
 from onnxslim_core.measure.evaluate import LIMIT, evaluate
 from onnxslim_core.measure.session import open_session, run_only
 from onnxslim_core.model import wrap
+from onnxslim_core.ops.bodies import captures, carried, handed
 from onnxslim_core.rewrite import Sample
 
 __all__ = ["Shapes", "concrete_shapes"]
@@ -47,32 +49,41 @@ class Shapes:
     value: dict[ir.Value, np.ndarray] = field(default_factory=dict)
     seen: set[ir.Value] = field(default_factory=set)
 
+    def maps(self) -> tuple[dict[ir.Value, Any], ...]:
+        """Shapes, element types and values."""
+        return self.shape, self.dtype, self.value
 
-def concrete_shapes(model: ir.Model, sample: Sample | None) -> Shapes:
+
+def concrete_shapes(model: ir.Model, sample: Sample | None, *, bodies_too: bool = False) -> Shapes:
     """The shapes of every value of the main graph; the model is not changed.
 
     Args:
-        model: Any; bodies of If, Loop and Scan are not looked into.
+        model: Any.
         sample: An array per input; None takes the declared sizes and leaves unknown what is symbolic.
+        bodies_too: Whether bodies of If, Loop and Scan are inferred as well, from what they are handed and capture.
 
     Returns:
         What could be found. Nothing is raised where inference and run both fail: shapes are then absent.
     """
-    work = _Work(model, sample or {})
+    work = _Work(model, sample or {}, model.graph)
     work.infer()
     if sample is not None and (unknown := work.unknown()):
         work.look_up(unknown)
+    if bodies_too:
+        work.enter()
     return work.found
 
 
 class _Work:
-    def __init__(self, model: ir.Model, sample: Sample) -> None:
+    def __init__(self, model: ir.Model, sample: Sample, graph: ir.Graph, found: Shapes | None = None) -> None:
         self.model = model
+        self.graph = graph
         self.sample = sample
         self.opset = opset_of(model)
-        self.found = Shapes()
-        self.nodes = [node for node in model.graph if not is_op(node, "Constant")]
+        self.found = Shapes() if found is None else found
+        self.nodes = [node for node in graph if not is_op(node, "Constant")]
         self.values: dict[str, ir.Value] = {}
+        self._captured = captures(graph) if graph is not model.graph else ()
         self._not_tensors: set[ir.Value] = set()
         self._trusted: set[ir.Value] = set()
         self._pending = list(self.nodes)
@@ -81,10 +92,47 @@ class _Work:
 
     # --- what is known from the start
 
+    # --- bodies
+
+    def enter(self) -> None:
+        """Infer the bodies of nodes, and theirs in turn.
+
+        What a Loop or Scan hands on has the shape that it had before the first round; where a round changes it, it is
+        not known.
+        """
+        for node in self.nodes:
+            for body in bodies(node):
+                own = self._entered(node, body)
+                for name in ("shape", "dtype", "value"):
+                    getattr(self.found, name).update(getattr(own.found, name))
+                self.found.seen |= own.found.seen
+
+    def _entered(self, node: ir.Node, body: ir.Graph) -> _Work:
+        captured, varying = captures(body), set[ir.Value]()
+        while True:
+            shape, dtype, value = ({v: known[v] for v in captured if v in known} for known in self.found.maps())
+            found = Shapes(shape, dtype, value, self.found.seen & captured)
+            for given, (sizes, kind) in handed(node, body, *self.found.maps()[:2]).items():
+                found.dtype.update({given: kind} if kind is not None else {})
+                found.shape.update({given: sizes} if sizes is not None and given not in varying else {})
+            work = _Work(self.model, {}, body, found)
+            work.infer()
+            news = {v for v, result in carried(node, body) if v in found.shape} & {
+                v for v, result in carried(node, body) if found.shape.get(result) != found.shape.get(v)
+            }
+            if not news:
+                work.enter()
+                return work
+            varying |= news
+
     def _collect(self) -> None:
-        graph = self.model.graph
+        graph = self.graph
+        for value in self._captured:
+            self.values[str(value.name)] = value
+            if value.type is not None and not isinstance(value.type, ir.TensorType):
+                self._not_tensors.add(value)
         for value in graph.inputs:
-            self._note(value, value.shape, value.dtype)
+            self._note(value, value.shape if graph is self.model.graph else None, value.dtype)
             if value.type is not None and not isinstance(value.type, ir.TensorType):
                 self._not_tensors.add(value)
             if (array := self.sample.get(str(value.name))) is not None and isinstance(array, np.ndarray):
@@ -197,7 +245,7 @@ class _Work:
                 array = _small_default(value)
             if array is not None:
                 graph.initializer.append(_tensor(name, array, self.found.dtype[value]))
-            elif value.producer() is None or is_op(value.producer(), "Constant"):
+            elif value.producer() is None or is_op(value.producer(), "Constant") or value in self._captured:
                 info = graph.input.add(name=name)
                 if value in self._not_tensors and value.type is not None:
                     ir.serde.serialize_type_into(info.type, value.type)

@@ -36,7 +36,7 @@ class Consts:
         self.flow = flow
         self.opset = flow.opset
         self._known: dict[ir.Value, Values] = {}
-        for node in flow.model.graph:
+        for node in flow.nodes:
             rule = rules(node) if node in flow.ruled else None
             if rule is not None and rule.value is not None:
                 rule.value(self, node)

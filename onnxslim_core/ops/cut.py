@@ -145,20 +145,21 @@ class Cut:
         graph = node.graph
         assert isinstance(graph, ir.Graph)
         known = self.flow.known(computed)
-        assert known is not None
-        factors = np.ones((2, known.size), known.dtype)
+        shape = self.flow.shape(computed) if known is None else known.shape
+        dtype = np.dtype(np.int64) if known is None else known.dtype  # the shape of what depends on data is not known
+        factors = np.ones((2, math.prod(shape)), dtype)
         for entry, (size, full) in scale.items():
             common = math.gcd(size, full)
             factors[:, entry] = (size // common, full // common) if full else (size, 1)
         for op, factor in (("Mul", factors[0]), ("Div", factors[1])):
             if (factor == 1).all():
                 continue
-            operand = verbs.add_constant(graph, self.names, factor.reshape(known.shape), f"{computed.name}/{op}")
+            operand = verbs.add_constant(graph, self.names, factor.reshape(shape), f"{computed.name}/{op}")
             made = ir.node(op, [computed, operand])
             made.name = self.names.new(f"{computed.name}/{op}")
             computed = made.outputs[0]
             computed.name = self.names.new(f"{made.name}_output")
-            computed.type = ir.TensorType(ir.DataType.from_numpy(known.dtype))
+            computed.type = ir.TensorType(ir.DataType.from_numpy(dtype))
             if before:
                 graph.insert_before(node, made)
             else:

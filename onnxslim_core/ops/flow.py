@@ -125,8 +125,12 @@ class Flow:
     model: ir.Model
     shapes: ShapesLike
     opset: int
+    visit: Callable[[ir.Node], None]
+    """The walk itself, for the nodes of a body."""
     atoms: Atoms = field(default_factory=Atoms)
     table: dict[ir.Value, Labels] = field(default_factory=dict)
+    nodes: list[ir.Node] = field(default_factory=list)
+    """Every node, bodies before the nodes that have them."""
     ruled: set[ir.Node] = field(default_factory=set)
     """Nodes whose rule was asked: neither constant nor frozen, and every shape they need is known."""
     constants: set[ir.Value] = field(default_factory=set)
@@ -252,8 +256,9 @@ class Flow:
         self.extra[made] = self.shape(like)
 
     def work(self, node: ir.Node, macs: int, *factors: Labels | None) -> None:
-        """Note the multiply-adds of a node."""
-        self.works.append(Work(node, macs, tuple(f for f in factors if f is not None and f.size > 1)))
+        """Note the multiply-adds of a node; how often a body runs is not known, so its own are not counted."""
+        if node.graph is self.model.graph:
+            self.works.append(Work(node, macs, tuple(f for f in factors if f is not None and f.size > 1)))
 
     def freeze(self, node: ir.Node, text: str, values: Sequence[ir.Value | None] | None = None) -> None:
         """What the node reads stays, and what it makes stays; `text` says why."""

@@ -8,7 +8,21 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxslim_core.graph import STANDARD
-from onnxslim_core.ops import conv, einsum, join, joints, keep, mix, move, parts, product, quantized, recurrent, sizes
+from onnxslim_core.ops import (
+    bodies,
+    conv,
+    einsum,
+    join,
+    joints,
+    keep,
+    mix,
+    move,
+    parts,
+    product,
+    quantized,
+    recurrent,
+    sizes,
+)
 from onnxslim_core.ops.flow import Rule
 
 __all__ = ["RULES", "rule_of"]
@@ -26,6 +40,7 @@ RULES: dict[str, Rule] = {
     **joints.RULES,
     **sizes.RULES,
     **quantized.RULES,
+    **bodies.RULES,
 }
 
 

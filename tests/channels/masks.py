@@ -150,9 +150,9 @@ def masked(channels: ChannelGraph, gone: Flags, feed: Feeds | None = None) -> ir
     Masks are for the sizes of `feed`; without one, for those of the analysis.
     """
     flow = channels.flow
-    shapes = flow.shapes.shape if feed is None else concrete_shapes(flow.model, feed).shape
+    shapes = flow.shapes.shape if feed is None else concrete_shapes(flow.model, feed, bodies_too=True).shape
     model = flow.model.clone()
-    twins = dict(zip(flow.model.graph, model.graph, strict=True))
+    twins = dict(zip(verbs.all_nodes(flow.model.graph), verbs.all_nodes(model.graph), strict=True))
     names = verbs.Names(model)
     for sink in channels.sinks:
         kept = _kept(channels, sink, gone)
@@ -185,9 +185,8 @@ def _silence(model: ir.Model, names: verbs.Names, node: ir.Node, kept: Flags) ->
     for index, zero, mask in ((1, 9, gates), (2, 11, gates), (3, None, np.tile(gates, 2))):
         array = verbs.array_of(node.inputs[index])
         assert array is not None
-        neutral = 0 if zero is None else verbs.array_of(node.inputs[zero])
-        if isinstance(neutral, np.ndarray):
-            neutral = neutral.reshape(len(array), 1, -1)
+        point = None if zero is None else verbs.array_of(node.inputs[zero])
+        neutral = np.zeros(1) if point is None else point.reshape(len(array), 1, -1)
         made = verbs.add_constant(model.graph, names, np.where(mask, array, neutral).astype(array.dtype), "silenced")
         verbs.replace_input(node, index, made)
 

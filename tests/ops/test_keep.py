@@ -217,14 +217,6 @@ CASES = [
         "a = Conv(x, w, b) r = Relu(a) y = Conv(r, z) y1 = Identity(b)",
         10,
     ),
-    Case(
-        "a body that reads a channel keeps it",
-        "x N,3,H,W | bool x2 [] | w 10,3,1,1 | v 6,10,1,1 | z 4,6,1,1",
-        "a = Conv(x, w) c = If(x2) <then_branch = t () => (float[] p) { p = Relu(a) }, "
-        "else_branch = e () => (float[] q) { q = Neg(a) }> d = Conv(c, v) r = Relu(d) y = Conv(r, z)",
-        6,
-        arrays={"x2": True},
-    ),
 ]
 
 

@@ -23,6 +23,7 @@ from onnxslim_core.ops.flow import Flow, Rule
 from onnxslim_core.ops.table import RULES
 from tests.channels.masks import prove
 from tests.ops import (
+    test_bodies,
     test_conv,
     test_einsum,
     test_join,
@@ -47,6 +48,7 @@ ALL: list[Case] = [
     *test_move.CASES,
     *test_sizes.CASES,
     *test_quantized.CASES,
+    *test_bodies.CASES,
 ]
 CASES = {op: [case for case in ALL if re.search(rf"= {op}\b", case.body)] for op in RULES}
 """For every operator the cases that have it."""
