@@ -63,24 +63,39 @@ class Step:
     Attributes:
         name: The pass.
         options: As written, of the right types; what is absent has the pass's default.
+        loaded: The class of a pass that is the user's code, once it may run; see `Recipe.with_code`.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    loaded: type[Pass] | None = None
+
+    @property
+    def is_code(self) -> bool:
+        """True for `file.py:function`, which nothing loads unless it is let."""
+        return _is_code(self.name)
 
     @property
     def exact(self) -> bool:
         """True where the pass promises equal answers."""
         from onnxslim_core.passes import pass_class
+        from onnxslim_core.rewrite import Kind
 
-        return bool(pass_class(self.name).kind.exact)
+        if self.is_code and self.loaded is None:
+            return self.options.get("exact") is True
+        kind = (self.loaded or pass_class(self.name)).kind
+        return kind.exact if isinstance(kind, Kind) else self.build().kind.exact  # a function's is an option
 
     def build(self) -> Pass:
         """The pass with these options."""
         from onnxslim_core.passes import pass_class
 
-        found: Pass = _made(pass_class(self.name), self.options)
+        found: Pass = _made(self.loaded or pass_class(self.name), self.options)
         return found
+
+
+def _is_code(name: str) -> bool:
+    return ".py:" in name
 
 
 def _made(cls: Callable[..., Any], options: Mapping[str, Any]) -> Any:
@@ -111,6 +126,8 @@ def _read_step(raw: Mapping[str, Any], where: str, errors: Errors) -> Step | Non
     if not isinstance(name, str):
         errors.add(where, "a pass needs a name" if name is None else f"name is {shown(name)}, not text")
         return None
+    if _is_code(name):  # its options are checked when it may be loaded
+        return Step(name, {key: value for key, value in raw.items() if key != "name"})
     if name not in known and ":" not in name:
         errors.unknown(where, name, "pass", known)
         return None
@@ -119,6 +136,11 @@ def _read_step(raw: Mapping[str, Any], where: str, errors: Errors) -> Step | Non
     except RecipeError as err:
         errors.add(where, str(err))
         return None
+    return _read_options(raw, cls, name, where, errors)
+
+
+def _read_options(raw: Mapping[str, Any], cls: type[Pass], name: str, where: str, errors: Errors) -> Step:
+    """The options of a pass, checked against its class."""
     types_ = _option_types(cls)
     options: dict[str, Any] = {}
     overrides = raw.get(OVERRIDE) if OVERRIDE in types_ else None
@@ -325,6 +347,8 @@ class Recipe:
             key, separator, value = setting.partition("=")
             name, dot, option = key.strip().partition(".")
             names = [step.name for step in self.steps]
+            if (own := key.strip().rpartition("."))[0] in names:  # a file's name has a dot of its own
+                name, dot, option = own
             if not (separator and dot and option):
                 errors.add("", f"'{setting}' is not of the form pass.option=value")
             elif name == "data" and name not in names:
@@ -340,6 +364,32 @@ class Recipe:
         errors.lines = list(dict.fromkeys(errors.lines))
         errors.check(RecipeError)
         return dataclasses.replace(self, steps=tuple(step for step in steps if step is not None), data=data)
+
+    def with_code(self, *, allowed: bool) -> Recipe:
+        """The recipe with the passes that are the user's own code loaded, which runs their files.
+
+        Args:
+            allowed: Whether it may.
+
+        Raises:
+            RecipeError: where it may not, or an option does not fit; all mistakes at once.
+            DataError: where there is no such function, or its file fails.
+        """
+        from onnxslim_core.calibration.code import load_function
+        from onnxslim_core.surgeon import as_pass
+
+        errors, steps = Errors(self.name), list[Step]()
+        for number, step in enumerate(self.steps, 1):
+            if not step.is_code:
+                steps.append(step)
+                continue
+            if not allowed:
+                raise RecipeError(f"{self.name}: pass {number}: '{step.name}' is code", "let it run with --allow-code")
+            cls = as_pass(step.name, load_function(step.name, self.data.folder or Path.cwd()))
+            read = _read_options(step.options, cls, step.name, f"pass {number}", errors)
+            steps.append(dataclasses.replace(read, loaded=cls))
+        errors.check(RecipeError)
+        return dataclasses.replace(self, steps=tuple(steps))
 
 
 def preset_names() -> list[str]:

@@ -3,12 +3,18 @@
 That library drops metadata, doc strings, quantization annotations and more without a word, and crashes on some types.
 What it would drop is said in one warning; what it would crash on, or change without a word, is refused by name before
 it sees it.
+
+A user's function from graph to graph becomes a pass by `as_pass`. The model's own metadata and those of its inputs and
+outputs go around that library; what it drops besides is on record, and only where the function changed something.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import logging
-from collections.abc import Iterator, Sequence
+import typing
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import onnx
@@ -16,9 +22,11 @@ import onnx_ir as ir
 
 from onnxslim_core import _carry, _emit
 from onnxslim_core._wellformed import Limits, quote
-from onnxslim_core.errors import InvalidModel, UnsupportedModel
+from onnxslim_core.errors import DataError, InvalidModel, RecipeError, SlimError, UnsupportedModel
+from onnxslim_core.graph import all_nodes
+from onnxslim_core.rewrite import Change, Context, Kind, Pass, weight_bytes
 
-__all__ = ["from_ir", "to_ir"]
+__all__ = ["as_pass", "from_ir", "to_ir"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,19 +81,28 @@ def from_ir(model: ir.Model) -> Any:
     Raises:
         UnsupportedModel: if the model holds what that library crashes on or changes without a word.
     """
+    proto = _emit.write(model)
+    lost = _lost(proto, model)
+    if lost and (text := ", ".join(lost)) not in _said:
+        _said.add(text)
+        logger.warning("onnx-graphsurgeon drops from this model: %s", text)
+    return _imported(proto)
+
+
+def _imported(proto: onnx.ModelProto) -> Any:
+    """The graph of a proto, which it takes over.
+
+    Raises:
+        UnsupportedModel: as `from_ir`.
+    """
     import onnx_graphsurgeon as gs
 
-    proto = _emit.write(model)
     for graph in _graphs(proto):
         _refuse(graph)
     for function in proto.functions:
         if function.overload:
             raise UnsupportedModel(f"onnx-graphsurgeon cannot hold the overload of function {quote(function.name)}")
         _refuse_nodes(function.node)
-    lost = _lost(proto, model)
-    if lost and (text := ", ".join(lost)) not in _said:
-        _said.add(text)
-        logger.warning("onnx-graphsurgeon drops from this model: %s", text)
     with _quiet():
         return gs.import_onnx(proto)
 
@@ -206,3 +223,122 @@ def _lost(proto: onnx.ModelProto, model: ir.Model) -> list[str]:
 
 def _has_denotation(proto: onnx.TypeProto) -> bool:
     return bool(proto.denotation) or any(dim.denotation for dim in proto.tensor_type.shape.dim)
+
+
+# ---------------------------------------------------------------------------------------------------- passes
+_OPTIONS = (bool, int, float, str)
+
+
+def as_pass(name: str, function: Callable[..., Any]) -> type[Pass]:
+    """The pass of a function that takes an `onnx_graphsurgeon.Graph` and returns one, or changes it and returns None.
+
+    Its keyword-only parameters, annotated and with defaults, are the options. It is taken for lossy, and judged like
+    any lossy pass, unless it is declared exact: by an attribute `exact` of the function that is true, or by
+    `exact = true` in the recipe. Then its answers have to be the same, or it is taken back.
+
+    Args:
+        name: In a recipe and in the report.
+        function: Called with the graph and the options.
+
+    Raises:
+        RecipeError: if the function cannot be a pass.
+    """
+    fields: list[Any] = [("exact", bool, dataclasses.field(default=bool(getattr(function, "exact", False))))]
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError, ValueError) as err:
+        raise RecipeError(f"'{name}' is no pass: {err}") from err
+    given = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    options = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    if len(given) + len(options) < len(parameters) or len(given) < 1 or any(p.default is p.empty for p in given[1:]):
+        raise RecipeError(f"'{name}' is no pass", "a function (graph, *, option: type = default) -> graph")
+    for option in options:
+        hint = hints.get(option.name)
+        if option.default is option.empty or option.name == "exact" or not _is_option(hint):
+            raise RecipeError(f"option '{option.name}' of '{name}' needs a type and a default", "bool, int, float, str")
+        fields.append((option.name, hint, dataclasses.field(default=option.default)))
+
+    def kind(self: Any) -> Kind:
+        return Kind.ALGEBRAIC if self.exact else Kind.LOSSY
+
+    def run(self: Any, model: ir.Model, context: Context) -> list[Change]:
+        chosen = {option.name: getattr(self, option.name) for option in options}
+        return _run(name, lambda graph: function(graph, **chosen), model)
+
+    space = {"name": name, "kind": property(kind), "run": run, "__doc__": function.__doc__}
+    made = dataclasses.make_dataclass("SurgeonPass", fields, namespace=space, frozen=True, kw_only=True)
+    return typing.cast("type[Pass]", made)
+
+
+def _is_option(hint: Any) -> bool:
+    parts = [part for part in typing.get_args(hint) if part is not Ellipsis] or [hint]
+    return all(part in (*_OPTIONS, type(None)) for part in parts)
+
+
+def _run(name: str, function: Callable[[Any], Any], model: ir.Model) -> list[Change]:
+    """Put what the function makes of the model in its place."""
+    try:
+        graph, untouched = (_imported(_emit.write(model)) for _ in range(2))
+    except UnsupportedModel as err:
+        return [Change(name, (), "run", reason=str(err), guard="surgeon_can_hold_it")]
+    made = to_ir(_called(name, function, graph))
+    if _bytes(made) == _bytes(to_ir(untouched)):
+        return []
+    lost = _lost_besides(model)
+    before = sum(1 for _ in all_nodes(model.graph)), weight_bytes(model)
+    _keep_around(model, made)
+    model.graph, model.ir_version = made.graph, made.ir_version
+    model.functions.clear()
+    model.functions.update(made.functions)
+    after = sum(1 for _ in all_nodes(model.graph)), weight_bytes(model)
+    changes = [Change(name, (), f"ran: {before[0]} to {after[0]} nodes", bytes_saved=before[1] - after[1])]
+    if lost:
+        changes.append(Change(name, (), f"onnx-graphsurgeon dropped {', '.join(lost)}", details={"lost": tuple(lost)}))
+    return changes
+
+
+def _called(name: str, function: Callable[[Any], Any], graph: Any) -> Any:
+    """What the user's function makes of a graph; a failure of any kind is theirs, said in one line."""
+    import onnx_graphsurgeon as gs
+
+    try:
+        found = function(graph)
+    except SlimError:
+        raise
+    except (Exception, SystemExit) as err:
+        raise DataError(f"'{name}' fails when it is run: {type(err).__name__}: {err}") from err
+    found = graph if found is None else found
+    if not isinstance(found, gs.Graph):
+        raise DataError(f"'{name}' returned a {type(found).__name__}, not an onnx_graphsurgeon.Graph")
+    return found
+
+
+def _bytes(model: ir.Model) -> bytes:
+    return bytes(_emit.write(model).SerializeToString(deterministic=True))
+
+
+def _lost_besides(model: ir.Model) -> list[str]:
+    """What of a model that library drops and `_keep_around` does not bring back, in words."""
+    proto = _emit.write(model)
+    for field in ("doc_string", "domain", "model_version", "metadata_props", "training_info", "configuration"):
+        proto.ClearField(field)
+    proto.graph.ClearField("doc_string")
+    proto.graph.ClearField("metadata_props")
+    for info in (*proto.graph.input, *proto.graph.output):
+        info.ClearField("doc_string")
+        info.ClearField("metadata_props")
+    return _lost(proto, model)
+
+
+def _keep_around(model: ir.Model, made: ir.Model) -> None:
+    """Bring back what the old graph says of itself and of its inputs and outputs."""
+    old, new = model.graph, made.graph
+    new.name, new.doc_string = old.name, old.doc_string
+    new.metadata_props.update(old.metadata_props)
+    new.meta.update(old.meta)
+    known = {value.name: value for value in (*old.inputs, *old.outputs)}
+    for value in (*new.inputs, *new.outputs):
+        if (twin := known.get(value.name)) is not None:
+            value.doc_string = twin.doc_string
+            value.metadata_props.update(twin.metadata_props)

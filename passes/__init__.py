@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.metadata
+import inspect
 from dataclasses import dataclass
 from typing import cast
 
 from onnxslim_core.errors import RecipeError
 from onnxslim_core.rewrite import Kind, Pass
+from onnxslim_core.surgeon import as_pass
 
 if __name__ != "onnxslim_core.passes":
     raise ImportError("import onnxslim_core.passes, not " + __name__)
@@ -39,7 +41,10 @@ TABLE = (
     Row("merge_convs", "merge_convs", "MergeConvs", Kind.ALGEBRAIC, "preview"),
     Row("remove_idle", "remove_idle", "RemoveIdle", Kind.ALGEBRAIC, "preview"),
     Row("prune_channels", "prune_channels", "PruneChannels", Kind.LOSSY, "preview"),
+    Row("slim", "slim", "Slim", Kind.LOSSY, "preview"),
+    Row("drop_blocks", "drop_blocks", "DropBlocks", Kind.LOSSY, "preview"),
     Row("factorize", "factorize", "Factorize", Kind.LOSSY, "preview"),
+    Row("refit", "refit", "Refit", Kind.LOSSY, "preview"),
     Row("quantize", "quantize", "Quantize", Kind.LOSSY, "preview"),
 )
 
@@ -48,7 +53,8 @@ def pass_class(name: str) -> type[Pass]:
     """The class of a pass by its name in a recipe.
 
     A pass of another package is called `PACKAGE:NAME`; it is an entry point of the group `onnxslim_core.passes`, is
-    loaded only when it is asked for by that name, and so cannot shadow one of ours.
+    loaded only when it is asked for by that name, and so cannot shadow one of ours. It is a class like ours, or a
+    function written against onnx-graphsurgeon (see `surgeon.as_pass`).
 
     Raises:
         RecipeError: if there is no such pass.
@@ -65,6 +71,11 @@ def pass_class(name: str) -> type[Pass]:
 
 
 def _checked(name: str, found: object) -> type[Pass]:
+    if inspect.isfunction(found):
+        return as_pass(name, found)
     if isinstance(found, type) and dataclasses.is_dataclass(found) and isinstance(getattr(found, "kind", None), Kind):
         return cast("type[Pass]", found)  # a protocol with class variables cannot be tested for
-    raise RecipeError(f"'{name}' is no pass", "a frozen dataclass with name, kind and run(model, context)")
+    raise RecipeError(
+        f"'{name}' is no pass",
+        "a frozen dataclass with name, kind and run(model, context), or a function of an onnx_graphsurgeon.Graph",
+    )
