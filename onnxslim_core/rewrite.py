@@ -152,6 +152,7 @@ class Context:
         parts: By output: an axis, and by name the first and one past the last of its columns that mean different
             things and are judged apart.
         latency: Interleaved measurement (reference, candidate) -> Timing, or None where measuring is off.
+        reference: The model before the first lossy pass, not to be changed; None where none has run.
         notes: What earlier passes left for later ones, by pass name.
     """
 
@@ -163,6 +164,7 @@ class Context:
     progress: Progress = _silent
     parts: Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]] = field(default_factory=dict)
     latency: Callable[[ir.Model, ir.Model], Timing] | None = None
+    reference: ir.Model | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
 
