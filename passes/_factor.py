@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from onnxslim_core.errors import MeasureError
 from onnxslim_core.graph import array_of, attribute, is_op, opset_of
-from onnxslim_core.lowrank.forms import Offer
+from onnxslim_core.lowrank.forms import Offer, held_error
+from onnxslim_core.lowrank.gather import Seen
 from onnxslim_core.lowrank.split import split
 from onnxslim_core.lowrank.weights import weight_of
 from onnxslim_core.measure.shapes import Shapes
@@ -36,7 +37,7 @@ class Layer:
         x: Concrete shape of the input; () where it is not known.
         y: The same of the output.
         offers: What it can become, once that is known.
-        sampled: True where the samples had a say in that.
+        seen: What the samples say, once they have had a say in that; the rows held out are what is left of it.
         why: Why they had none, though there are some.
     """
 
@@ -48,8 +49,19 @@ class Layer:
     x: tuple[int, ...] = ()
     y: tuple[int, ...] = ()
     offers: list[Offer] = field(default_factory=list)
-    sampled: bool = False
+    seen: Seen | None = None
     why: str = ""
+
+    @property
+    def sampled(self) -> bool:
+        """True where the errors are those of answers, on rows held out."""
+        return self.seen is not None
+
+    def judge(self, offer: Offer) -> Offer:
+        """An offer with its own error, not an interpolated one."""
+        if self.seen is None:
+            return offer
+        return dataclasses.replace(offer, error=held_error(self.node, offer, self.seen))
 
     @property
     def macs(self) -> int:

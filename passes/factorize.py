@@ -34,7 +34,7 @@ from onnxslim_core.calibration.consumers import constant_of, is_linear
 from onnxslim_core.errors import RecipeError
 from onnxslim_core.graph import Names, attribute, label_of, users_of
 from onnxslim_core.lowrank.channel import Matrix
-from onnxslim_core.lowrank.forms import FORMS, Offer, held_error, offers
+from onnxslim_core.lowrank.forms import FORMS, Offer, judged, offers
 from onnxslim_core.lowrank.gather import Seen, gather
 from onnxslim_core.lowrank.ranks import choose
 from onnxslim_core.lowrank.split import split, stored
@@ -54,6 +54,8 @@ _KEPT = {"weight": 0.98, "output": 0.99}
 """The energy that is kept where nothing is asked."""
 _LEAST = 0.1
 """Share of a Conv's multiply-accumulates that has to go: another node and another map cost about as much."""
+_TRIES = 4
+"""Offers of a form that are judged before it is given up."""
 _PER_NODE = 0.05
 """What a third node counts beside the multiply-accumulates of a form."""
 
@@ -180,7 +182,7 @@ class Factorize:
         for done, (layer, candidates) in enumerate(zip(layers, wanted, strict=True)):
             context.progress(self.name, done, len(layers))
             changes.append(self._factorize(layer, candidates, model, names, watch))
-            layer.offers = []
+            layer.offers, layer.seen = [], None
         return changes
 
     def _operators(self, sampled: bool) -> tuple[str, ...]:
@@ -230,9 +232,8 @@ class Factorize:
     def _judge(self, layer: Layer, seen: Seen) -> None:
         """Offers with their errors on the samples that were held out."""
         try:
-            found = self._offers(layer, seen)
-            layer.offers = [dataclasses.replace(offer, error=held_error(layer.node, offer, seen)) for offer in found]
-            layer.sampled = True
+            layer.offers = judged(layer.node, self._offers(layer, seen), seen)
+            layer.seen = dataclasses.replace(seen, gram=None, answers=None)
         except ValueError as err:
             layer.why = str(err)
 
@@ -241,16 +242,28 @@ class Factorize:
         if self.target is not None:
             points = [[(offer.macs, offer.error) for offer in layer.offers] for layer in layers]
             chosen = choose([layer.macs for layer in layers], points, self.target)
-            return [[layer.offers[at]] if at >= 0 else [] for layer, at in zip(layers, chosen, strict=True)]
+            return [
+                [layer.judge(layer.offers[at])] if at >= 0 else [] for layer, at in zip(layers, chosen, strict=True)
+            ]
+        if self.ratio is not None:
+            limits = [(1 - self.ratio) * layer.macs * (1 + 1e-9) for layer in layers]
+            return [
+                [layer.judge(o) for o in _best([o for o in layer.offers if _cost(o) <= limit], lambda o: o.error)]
+                for layer, limit in zip(layers, limits, strict=True)
+            ]
+        return [self._enough(layer) for layer in layers]
+
+    def _enough(self, layer: Layer) -> list[Offer]:
+        """The cheapest offer of each form that keeps the energy, judged itself."""
+        limit = 1 - (self.energy or _KEPT["output" if layer.sampled else "weight"]) + 1e-12
         found = []
-        for layer in layers:
-            kept = self.energy or _KEPT["output" if layer.sampled else "weight"]
-            if self.ratio is not None:
-                limit = (1 - self.ratio) * layer.macs * (1 + 1e-9)
-                found.append(_best([o for o in layer.offers if _cost(o) <= limit], lambda o: o.error))
-            else:
-                found.append(_best([o for o in self._cheaper(layer) if o.error <= 1 - kept + 1e-12], _cost))
-        return found
+        for form in FORMS:
+            mine = [offer for offer in self._cheaper(layer) if offer.form == form and offer.error <= limit]
+            tries = sorted(mine, key=_cost)[:_TRIES]
+            sure = next((offer for offer in map(layer.judge, tries) if offer.error <= limit), None)
+            if sure is not None:
+                found.append(sure)
+        return sorted(found, key=_cost)
 
     def _factorize(
         self, layer: Layer, candidates: Sequence[Offer], model: ir.Model, names: Names, watch: Stopwatch

@@ -29,11 +29,14 @@ from onnxslim_core.lowrank.tucker import Tucker
 from onnxslim_core.lowrank.weights import shifted, weight_of
 from onnxslim_core.lowrank.whitened import of_responses, whiten
 
-__all__ = ["FORMS", "Offer", "held_error", "offers", "shift_of", "weights_like"]
+__all__ = ["FORMS", "Offer", "held_error", "judged", "offers", "shift_of", "weights_like"]
 
 Floats = NDArray[np.float64]
 
 FORMS = ("matrix", "channel", "spatial", "tucker")
+
+_JUDGED = 6
+"""Offers of a form that are judged on rows held out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +162,31 @@ def _curves(linear: Linear, weight: Floats, seen: Seen | None, around_zero: bool
     if "tucker" in forms and linear.taps > 1 and min(linear.channels, linear.outputs) > 1:
         curves.append(Tucker.of(linear, weight, gram, penalty or 0.0))
     return curves
+
+
+def judged(node: ir.Node, found: Sequence[Offer], seen: Seen) -> list[Offer]:
+    """The same offers with their errors on rows held out.
+
+    Of every form some ranks are judged (`held_error`); how much more the others lose than on the rows they are made
+    from is interpolated between those, in logarithms over the cost. What is chosen in the end should be judged itself.
+
+    Raises:
+        ValueError: as of `held_error`.
+    """
+    result = list[Offer]()
+    for form in FORMS:
+        mine = sorted((offer for offer in found if offer.form == form), key=lambda offer: offer.macs)
+        if not mine:
+            continue
+        at = sorted({round(part) for part in np.linspace(0, len(mine) - 1, _JUDGED)})
+        floor = 1e-9  # of the variance: what float32 can tell
+        more = [np.log(max(held_error(node, mine[i], seen), floor) / max(mine[i].error, floor)) for i in at]
+        grown = np.exp(np.interp([o.macs for o in mine], [mine[i].macs for i in at], more))
+        result += [
+            dataclasses.replace(offer, error=max(offer.error, floor) * float(factor))
+            for offer, factor in zip(mine, grown, strict=True)
+        ]
+    return sorted(result, key=lambda offer: (-offer.macs, offer.form, offer.ranks))
 
 
 def held_error(node: ir.Node, offer: Offer, seen: Seen) -> float:

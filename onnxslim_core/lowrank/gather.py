@@ -152,15 +152,13 @@ class _Sums:
         wanted = min(_PER_DEPTH * self._depth, max(int(_PRODUCTS / self._depth**2), 2 * self._depth))
         samples = int(draw(self._node, shape, 1, rng).sample[-1]) + 1
         at = draw(self._node, shape, max(-(-wanted // max(batches * samples, 1)), 8), rng)
-        # one sample after the other, all of them with as many positions
-        sample, place = at.sample.reshape(samples, -1), at.place.reshape(samples, -1)
+        chosen = at.place[: len(at.place) // samples]  # the same in every sample
         held = (np.arange(samples) + self._samples) % _EVERY == _EVERY - 1
         self._samples += samples
         keep = max(_HELD * _EVERY // max(batches * samples, 1), 1)
         step = max(_CHUNK // max(samples * self._depth, 1), 1)
-        for start in range(0, place.shape[1], step):
-            part = slice(start, start + step)
-            some = Positions(sample[:, part].reshape(-1), place[:, part].reshape(-1))
+        for start in range(0, len(chosen), step):
+            some = Positions.of_all(samples, chosen[start : start + step])
             rows = input_rows(self._node, x, some, shape[2:]).reshape(samples, -1, self._depth)
             self._add(rows[~held].reshape(-1, self._depth))
             if start < keep and held.any():

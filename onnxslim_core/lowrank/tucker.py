@@ -24,7 +24,7 @@ __all__ = ["Tucker"]
 
 Floats = NDArray[np.float64]
 
-_WIDEST = 0.75
+_WIDEST = 0.5
 """Share of the input channels up to which there is a first factor: above it the other forms are cheaper."""
 
 
