@@ -29,19 +29,19 @@ class Chain(Merge):
         """What the second makes."""
         return self.terms[1].out
 
-    def work(self) -> tuple[float, float]:
+    def work(self) -> tuple[int, int]:
         """Per output position: the first runs at the stride of the second as often."""
         first, second = self.terms
         c, m, n = first.inputs, first.outputs, second.outputs
         if first.geometry is None or second.geometry is None:
-            return float(c * m + m * n), float(c * n)
+            return c * m + m * n, c * n
         found = compose(first.geometry, second.geometry)
         assert found is not None
         often = math.prod(second.geometry.strides)
         before = often * math.prod(first.geometry.kernel) * c * m + math.prod(second.geometry.kernel) * m * n
-        return float(before), float(math.prod(found.kernel) * c * n)
+        return before, math.prod(found.kernel) * c * n
 
-    def single(self) -> Single:
+    def compute(self) -> Single:
         """The product of both."""
         first, second = self.terms
         b1, b2 = first.bias(), second.bias()

@@ -33,10 +33,10 @@ class Copies(Merge):
         """The inputs, each once."""
         return list(dict.fromkeys(value for value in self.node.inputs if value is not None))
 
-    def work(self) -> tuple[float, float]:
+    def work(self) -> tuple[int, int]:
         """Per position, in channels read."""
         first = dict(zip(self.node.inputs, self.widths, strict=True))
-        return float(sum(self.widths)), float(sum(first.values()))
+        return sum(self.widths), sum(first.values())
 
     def added_bytes(self) -> int:
         """All readers lose the same share of their weights."""
@@ -55,7 +55,7 @@ class Copies(Merge):
                 found[value] = found[value] + part if value in found else part
         return np.concatenate(list(found.values()), axis=axis)
 
-    def single(self) -> Single:
+    def compute(self) -> Single:
         """Of the reader with the largest weight: all lose the same share."""
         term = max(self.terms, key=lambda term: term.array.size)
         return Single(term, self.weight(term), None, term.geometry, term.node.op_type)

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxslim_core.errors import InternalError
 from onnxslim_core.graph import attribute, is_op
 
 from ._affine import coefficients, constant, rank_of
 from ._merge_place import Merge, Single
-from ._merge_terms import Geometry, Term, embed, only_reader, term_read_by
+from ._merge_terms import Geometry, Term, embed, only_reader, places, term_read_by
 
 __all__ = ["Neighbours", "Sum", "along_channels", "neighbours_at", "sum_at"]
 
@@ -38,11 +37,11 @@ class Sum(Merge):
         extra = () if self.plain is None else (self.plain,)
         return (*(node for term in self.terms for node in term.nodes()), *extra, self.node)
 
-    def work(self) -> tuple[float, float]:
+    def work(self) -> tuple[int, int]:
         """Per output position."""
-        return float(sum(term.array.size for term in self.terms)), float(max(term.array.size for term in self.terms))
+        return sum(term.array.size for term in self.terms), max(term.array.size for term in self.terms)
 
-    def single(self) -> Single:
+    def compute(self) -> Single:
         """The sum of the kernels, each where its taps belong."""
         big = _largest(self.terms)
         biases = [term.bias() for term in self.terms]
@@ -67,10 +66,7 @@ def _largest(terms: tuple[Term, ...]) -> Term:
 def _written_as(term: Term, big: Term) -> np.ndarray:
     if term.geometry is None or big.geometry is None:
         return term.weight()
-    found = embed(term, big.geometry)
-    if found is None:
-        raise InternalError("a kernel without a place", "merge_convs")
-    return found
+    return embed(term, big.geometry)
 
 
 def _dirac(term: Term, scale: np.ndarray) -> np.ndarray:
@@ -131,7 +127,7 @@ def _alike(left: Term, right: Term) -> bool:
 
 
 def _fits(term: Term, big: Geometry) -> bool:
-    return embed(term, big) is not None
+    return term.geometry is not None and places(term.geometry, big) is not None
 
 
 def _is_plain_norm(norm: ir.Node, term: Term) -> bool:
@@ -166,13 +162,17 @@ class Neighbours(Merge):
         """True where nothing is left to concatenate."""
         return len(self.node.inputs) == len(self.terms)
 
-    def work(self) -> tuple[float, float]:
+    def work(self) -> tuple[int, int]:
         """Per output position."""
         taps = max(math.prod(t.geometry.kernel) if t.geometry is not None else 1 for t in self.terms)
         after = taps * self.terms[0].inputs * sum(term.outputs for term in self.terms)
-        return float(sum(term.array.size for term in self.terms)), float(after)
+        return sum(term.array.size for term in self.terms), after
 
-    def single(self) -> Single:
+    def outputs(self) -> int:
+        """Those of all."""
+        return sum(term.outputs for term in self.terms)
+
+    def compute(self) -> Single:
         """The filters in order."""
         big = max(self.terms, key=lambda t: math.prod(t.geometry.kernel) if t.geometry is not None else 1)
         axis = 0 if big.geometry is not None else 1

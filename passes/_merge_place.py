@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,6 @@ class Single:
         """Of the weights as they are stored."""
         return self.like.array.dtype
 
-    def nbytes(self) -> int:
-        """Of weight and bias as they will be stored."""
-        return self.dtype.itemsize * (self.weight.size + (0 if self.bias is None else self.bias.size))
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Merge(Match):
@@ -52,18 +48,30 @@ class Merge(Match):
     """
 
     terms: tuple[Term, ...]
+    _made: list[Single] = field(default_factory=list, init=False, repr=False)
 
     def single(self) -> Single:
+        """What the one node computes; computed once."""
+        if not self._made:
+            self._made.append(self.compute())
+        return self._made[0]
+
+    def compute(self) -> Single:
         """What the one node computes."""
         raise NotImplementedError
 
-    def work(self) -> tuple[float, float]:
-        """Multiply-accumulates before and after, in one unit of the place's own."""
+    def work(self) -> tuple[int, int]:
+        """Multiply-accumulates per output position before and after; the latter are the elements of the one weight."""
         raise NotImplementedError
 
+    def outputs(self) -> int:
+        """Channels that the one node makes."""
+        return self.terms[-1].outputs
+
     def added_bytes(self) -> int:
-        """Of the weights that the one node will have."""
-        return self.single().nbytes()
+        """Of the weights that the one node will have, without computing them."""
+        bias = self.outputs() if any(term.bias_value is not None for term in self.terms) else 0
+        return self.terms[0].array.dtype.itemsize * (self.work()[1] + bias)
 
     def taken_in(self) -> ir.Value:
         """The value whose readers will read the one node."""

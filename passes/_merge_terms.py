@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxslim_core.errors import InternalError
 from onnxslim_core.graph import attribute, is_op, users_of
 
 from ._affine import FLOATS, constant, rank_of, source_index, varies_along
 
-__all__ = ["Geometry", "Term", "embed", "geometry_of", "only_reader", "term_at", "term_of", "term_read_by"]
+__all__ = ["Geometry", "Term", "embed", "geometry_of", "only_reader", "places", "term_at", "term_of", "term_read_by"]
 
 _SAME = ("SAME_UPPER", "SAME_LOWER")
 
@@ -205,19 +206,17 @@ def only_reader(value: ir.Value) -> ir.Node | None:
     return users[0][0]
 
 
-def embed(small: Term, big: Geometry) -> np.ndarray | None:
-    """The kernel of one Conv written with the taps of another that slides alike; None where it has no place there.
+def places(own: Geometry, big: Geometry) -> list[list[int]] | None:
+    """Which taps of another kernel, per axis, those of a Conv are; None where it slides in another way.
 
     A tap at offset t of the small kernel reads input position s*o - begin + d*t, so in the big one it is tap
     (big.begin - begin + d*t) / big.dilation, which has to be a whole number within the kernel.
     """
-    own = small.geometry
-    assert own is not None
     if own == big:
-        return small.weight()
+        return [list(range(taps)) for taps in own.kernel]
     if own.auto or big.auto or own.strides != big.strides or len(own.kernel) != len(big.kernel):
         return None
-    places: list[list[int]] = []
+    found: list[list[int]] = []
     for axis, taps in enumerate(own.kernel):
         reach = own.dilations[axis] * (taps - 1) - own.begin[axis] - own.end[axis]
         if reach != big.dilations[axis] * (big.kernel[axis] - 1) - big.begin[axis] - big.end[axis]:
@@ -225,8 +224,23 @@ def embed(small: Term, big: Geometry) -> np.ndarray | None:
         offsets = [big.begin[axis] - own.begin[axis] + own.dilations[axis] * t for t in range(taps)]
         if any(o % big.dilations[axis] or not 0 <= o // big.dilations[axis] < big.kernel[axis] for o in offsets):
             return None
-        places.append([o // big.dilations[axis] for o in offsets])
-    weight = small.weight()
-    found = np.zeros(weight.shape[:2] + big.kernel, np.float64)
-    found[np.ix_(*map(range, weight.shape[:2]), *places)] = weight
+        found.append([o // big.dilations[axis] for o in offsets])
     return found
+
+
+def embed(small: Term, big: Geometry) -> np.ndarray:
+    """The kernel of a Conv written with the taps of another one, float64.
+
+    Raises:
+        InternalError: if it has no place there.
+    """
+    assert small.geometry is not None
+    found = places(small.geometry, big)
+    if found is None:
+        raise InternalError("a kernel without a place", "merge_convs")
+    weight = small.weight()
+    if small.geometry == big:
+        return weight
+    written = np.zeros(weight.shape[:2] + big.kernel, np.float64)
+    written[np.ix_(*map(range, weight.shape[:2]), *found)] = weight
+    return written

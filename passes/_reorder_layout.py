@@ -29,9 +29,9 @@ from onnxslim_core.graph import (
 )
 
 from ._affine import constant
-from ._facts import Facts
+from ._facts import Dim, Facts, learn_all
 
-__all__ = ["Region", "permutation", "regions", "relearn", "turn_over"]
+__all__ = ["Known", "Region", "permutation", "regions", "turn_over"]
 
 Perm = tuple[int, ...]
 
@@ -47,12 +47,43 @@ _SHARED = 4096
 """Bytes up to which a constant that another node reads as well is copied in the other layout."""
 
 
-def permutation(node: ir.Node, facts: Facts) -> Perm | None:
+class Known:
+    """Sizes, learned when they are first asked for and kept up with what changes.
+
+    Args:
+        model: Sorted.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+        self._facts: Facts | None = None
+
+    def dims(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
+        """See `Facts.dims`."""
+        if self._facts is None:
+            self._facts = learn_all(self._model)
+        return self._facts.dims(value)
+
+    def same_shape(self, a: ir.Value | None, b: ir.Value | None) -> bool:
+        """True where both tensors are certain to have the same sizes."""
+        sizes = self.dims(a)
+        return sizes is not None and sizes == self.dims(b)
+
+    def relearn(self, node: ir.Node) -> None:
+        """Note that a node is new or reads something else; nothing is known of it where nothing can be inferred."""
+        if self._facts is None:
+            return
+        for value in node.outputs:
+            self._facts.types.pop(value, None)
+        self._facts.learn(node)
+
+
+def permutation(node: ir.Node, known: Known) -> Perm | None:
     """Of a Transpose; None where it is left to the rank, which nobody knows."""
     found = attribute(node, "perm", None)
     if found is not None:
         return tuple(found)
-    sizes = facts.dims(node.inputs[0])
+    sizes = known.dims(node.inputs[0])
     return None if sizes is None else tuple(reversed(range(len(sizes))))
 
 
@@ -94,38 +125,38 @@ class Region:
         """Transposes that go, less those that come."""
         return len(self.going()) - len(self.entering) - len(self.leaving)
 
-    def moves_less(self, facts: Facts) -> bool:
+    def moves_less(self, known: Known) -> bool:
         """True where what no longer is transposed has at least as many elements, unknown sizes counted as 1."""
-        gone = sum(_elements(t.inputs[0], facts) for t in self.going())
-        return gone >= sum(_elements(value, facts) for value in (*self.entering, *self.leaving))
+        gone = sum(_elements(t.inputs[0], known) for t in self.going())
+        return gone >= sum(_elements(value, known) for value in (*self.entering, *self.leaving))
 
 
-def _elements(value: ir.Value | None, facts: Facts) -> int:
-    return math.prod(size for size in facts.dims(value) or () if isinstance(size, int))
+def _elements(value: ir.Value | None, known: Known) -> int:
+    return math.prod(size for size in known.dims(value) or () if isinstance(size, int))
 
 
-def regions(graph: ir.Graph, facts: Facts, order: dict[ir.Node, float]) -> Iterator[Region]:
+def regions(graph: ir.Graph, known: Known, order: dict[ir.Node, float]) -> Iterator[Region]:
     """Every region of a graph that is worth being turned over, one at a time; each may be turned over at once.
 
     Args:
         graph: Sorted.
-        facts: Of the model.
+        known: Of the model.
         order: Place of each node of the graph.
     """
     seen: set[tuple[ir.Node, Perm]] = set()
     for start in list(order):
-        if start.graph is None or not is_op(start, "Transpose") or (perm := permutation(start, facts)) is None:
+        if start.graph is None or not is_op(start, "Transpose") or (perm := permutation(start, known)) is None:
             continue
         for user, _ in users_of(start.outputs[0])[0]:
-            if (user, perm) in seen or user not in order or not _fits(user, perm, facts):
+            if (user, perm) in seen or user not in order or not _fits(user, perm, known):
                 continue
-            region = _grow(user, perm, facts, order)
+            region = _grow(user, perm, known, order)
             seen.update((node, perm) for node in region.nodes)
-            if region.gain() > 0 and region.moves_less(facts):
+            if region.gain() > 0 and region.moves_less(known):
                 yield region
 
 
-def _grow(start: ir.Node, perm: Perm, facts: Facts, order: dict[ir.Node, float]) -> Region:
+def _grow(start: ir.Node, perm: Perm, known: Known, order: dict[ir.Node, float]) -> Region:
     """All that is joined to a node by values between nodes that fit."""
     inside, todo = {start}, [start]
     while todo:
@@ -133,18 +164,18 @@ def _grow(start: ir.Node, perm: Perm, facts: Facts, order: dict[ir.Node, float])
         near = [user for value in node.outputs for user, _ in users_of(value)[0]]
         near += [p for value in node.inputs if value is not None and (p := value.producer()) is not None]
         for other in near:
-            if other not in inside and other in order and _fits(other, perm, facts):
+            if other not in inside and other in order and _fits(other, perm, known):
                 inside.add(other)
                 todo.append(other)
     region = Region(perm, sorted(inside, key=order.__getitem__))
     for node in region.nodes:
         for index, value in enumerate(node.inputs):
-            _enter(region, inside, node, index, value, facts)
+            _enter(region, inside, node, index, value, known)
         users, _ = users_of(node.outputs[0])
         for user, index in users:
             if user in inside:
                 continue
-            if is_op(user, "Transpose") and user.graph is node.graph and permutation(user, facts) == _inverse(perm):
+            if is_op(user, "Transpose") and user.graph is node.graph and permutation(user, known) == _inverse(perm):
                 region.after[user] = None
             else:
                 region.leaving.setdefault(node.outputs[0], []).append((user, index))
@@ -152,7 +183,7 @@ def _grow(start: ir.Node, perm: Perm, facts: Facts, order: dict[ir.Node, float])
 
 
 def _enter(
-    region: Region, inside: set[ir.Node], node: ir.Node, index: int, value: ir.Value | None, facts: Facts
+    region: Region, inside: set[ir.Node], node: ir.Node, index: int, value: ir.Value | None, known: Known
 ) -> None:
     """Note where one input of a region's node comes from."""
     if value is None or constant(value) is not None:
@@ -160,13 +191,13 @@ def _enter(
     producer = value.producer()
     if producer in inside:
         return
-    if producer is not None and is_op(producer, "Transpose") and permutation(producer, facts) == region.perm:
+    if producer is not None and is_op(producer, "Transpose") and permutation(producer, known) == region.perm:
         region.before[producer] = None
     else:
         region.entering.setdefault(value, []).append((node, index))
 
 
-def _fits(node: ir.Node, perm: Perm, facts: Facts) -> bool:
+def _fits(node: ir.Node, perm: Perm, known: Known) -> bool:
     """True where a node does the same in another layout, with its constants and its axis turned over as well."""
     rank = len(perm)
     if len(node.outputs) != 1 or node.outputs[0].is_graph_output() or not is_op(node, node.op_type):
@@ -174,18 +205,18 @@ def _fits(node: ir.Node, perm: Perm, facts: Facts) -> bool:
     if any(use.node.graph is not node.graph for use in node.outputs[0].uses()):
         return False  # a Transpose for a body would stand in front of it
     if is_op(node, "Concat"):
-        return all(_rank(value, facts) == rank and constant(value) is None for value in node.inputs)
+        return all(_rank(value, known) == rank and constant(value) is None for value in node.inputs)
     if node.op_type not in _ELEMENTWISE:
         return False
     for value in node.inputs:
         if value is None:
             continue
         array = constant(value)
-        if array is None and _rank(value, facts) != rank:
+        if array is None and _rank(value, known) != rank:
             return False
         if array is not None and not _can_turn(value, array, rank):
             return False
-    return _rank(node.outputs[0], facts) == rank
+    return _rank(node.outputs[0], known) == rank
 
 
 def _can_turn(value: ir.Value, array: np.ndarray, rank: int) -> bool:
@@ -194,12 +225,12 @@ def _can_turn(value: ir.Value, array: np.ndarray, rank: int) -> bool:
     return array.ndim <= rank and (array.nbytes <= _SHARED or len(value.uses()) == 1)
 
 
-def _rank(value: ir.Value | None, facts: Facts) -> int | None:
-    sizes = facts.dims(value)
+def _rank(value: ir.Value | None, known: Known) -> int | None:
+    sizes = known.dims(value)
     return None if sizes is None else len(sizes)
 
 
-def turn_over(region: Region, names: Names, facts: Facts, order: dict[ir.Node, float]) -> None:
+def turn_over(region: Region, names: Names, known: Known, order: dict[ir.Node, float]) -> None:
     """Let a region work on the data as it is before the Transposes."""
     back, inside = _inverse(region.perm), set(region.nodes)
     entering = _transpose_at_border(region.entering, back, names, order)
@@ -211,7 +242,7 @@ def turn_over(region: Region, names: Names, facts: Facts, order: dict[ir.Node, f
     for node in region.nodes:
         _turn_node(node, back, region.perm, names)
     for node in (*entering, *region.nodes, *leaving):
-        relearn(node, facts)
+        known.relearn(node)
     for transpose in region.after:
         source = transpose.inputs[0]
         assert source is not None
@@ -219,13 +250,6 @@ def turn_over(region: Region, names: Names, facts: Facts, order: dict[ir.Node, f
     for transpose in (*region.after, *region.before):
         if not transpose.outputs[0].uses() and not transpose.outputs[0].is_graph_output():
             remove(transpose)
-
-
-def relearn(node: ir.Node, facts: Facts) -> None:
-    """What is known of a node whose inputs are others now; nothing, where it cannot be inferred."""
-    for value in node.outputs:
-        facts.types.pop(value, None)
-    facts.learn(node)
 
 
 def _transpose_at_border(

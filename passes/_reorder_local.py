@@ -13,9 +13,8 @@ from onnxslim_core.graph import attribute, is_op, opset_of, users_of
 from onnxslim_core.rewrite import Edit, Match
 
 from ._affine import constant, source_index
-from ._facts import Facts
 from ._merge_terms import geometry_of, only_reader
-from ._reorder_layout import permutation
+from ._reorder_layout import Known, permutation
 
 __all__ = ["LOCAL", "Move"]
 
@@ -25,7 +24,6 @@ _SLOW = ("Elu", "HardSigmoid", "LeakyRelu", "Sigmoid", "Softplus", "Softsign", "
 _VIEWS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 """Operators that keep every element in its order."""
 
-_POSITIVE = ("Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softmax", "Softplus")
 _CARRIERS = (
     *("AveragePool", "Concat", "Dropout", "Expand", "Flatten", "GlobalAveragePool", "GlobalMaxPool", "Identity"),
     *("ReduceMax", "ReduceMean", "ReduceSum", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
@@ -55,7 +53,7 @@ class Move(Match):
         return self.parts
 
 
-Rule = Callable[[ir.Node, ir.Model, Facts], Move | None]
+Rule = Callable[[ir.Node, ir.Model, Known], Move | None]
 
 
 def _source(node: ir.Node, index: int = 0) -> ir.Node | None:
@@ -87,7 +85,7 @@ def _swap(first: ir.Node, index: int, second: ir.Node, edit: Edit) -> list[ir.No
 # --- pools
 
 
-def pool_first(node: ir.Node, model: ir.Model, facts: Facts) -> Move | None:
+def pool_first(node: ir.Node, model: ir.Model, known: Known) -> Move | None:
     """MaxPool(f(x)) = f(MaxPool(x)) for an f that never falls: f is then done on fewer numbers."""
     act = _own_source(node)
     if act is None or len(node.outputs) > 1 or not _pools_less(node):
@@ -151,7 +149,7 @@ def _rises(act: ir.Node) -> bool:
     return default is None or float(attribute(act, "alpha", default)) >= 0
 
 
-def average_first(node: ir.Node, model: ir.Model, facts: Facts) -> Move | None:
+def average_first(node: ir.Node, model: ir.Model, known: Known) -> Move | None:
     """Averages of a 1x1 Conv are the 1x1 Conv of averages, which are fewer."""
     conv = _own_source(node)
     if conv is None or not is_op(conv, "Conv") or len(conv.inputs) < 2 or len(node.outputs) > 1:
@@ -186,7 +184,7 @@ def _averages_less(pool: ir.Node, has_bias: bool) -> bool:
 # --- activations
 
 
-def leaky(node: ir.Node, model: ir.Model, facts: Facts) -> Move | None:
+def leaky(node: ir.Node, model: ir.Model, known: Known) -> Move | None:
     """Max(x, a*x) = LeakyRelu(x) with slope a, for 0 <= a <= 1; onnxruntime does that along with a Conv."""
     if len(node.inputs) != 2:
         return None
@@ -205,7 +203,7 @@ def leaky(node: ir.Node, model: ir.Model, facts: Facts) -> Move | None:
         factor = constant(mul.inputs[1 - place])
         if factor is None or factor.size != 1 or factor.ndim > 1 or factor.dtype.name not in ("float32", "float64"):
             continue
-        slope, sizes = float(factor.reshape(-1)[0]), facts.dims(x)
+        slope, sizes = float(factor.reshape(-1)[0]), known.dims(x)
         if not 0 < slope <= 1 or float(np.float32(slope)) != slope or (factor.ndim and not sizes):
             continue
 
@@ -219,10 +217,10 @@ def leaky(node: ir.Node, model: ir.Model, facts: Facts) -> Move | None:
     return None
 
 
-def relu_again(node: ir.Node, model: ir.Model, facts: Facts) -> Move | None:
-    """Relu of what is at least zero is nothing."""
+def relu_again(node: ir.Node, model: ir.Model, known: Known) -> Move | None:
+    """Relu of what is made of other Relus, and so at least zero (or NaN, as after them), is nothing."""
     value = node.inputs[0]
-    if node.outputs[0].is_graph_output() or not _is_positive(value):
+    if node.outputs[0].is_graph_output() or not _is_relu(value):
         return None
 
     def do(edit: Edit) -> list[ir.Node]:
@@ -233,27 +231,28 @@ def relu_again(node: ir.Node, model: ir.Model, facts: Facts) -> Move | None:
     return Move(node, model, "remove a Relu of what is not negative", (node,), do)
 
 
-def _is_positive(value: ir.Value | None, far: int = 6) -> bool:
+def _is_relu(value: ir.Value | None, far: int = 6) -> bool:
+    """True for what Relu makes, also averaged, joined, or moved about."""
     node = value.producer() if value is not None else None
     if node is None or far == 0:
         return False
-    if is_op(node, *_POSITIVE):
+    if is_op(node, "Relu"):
         return True
     if is_op(node, "MaxPool"):
-        return _pools_less(node) and _is_positive(node.inputs[0], far - 1)
+        return _pools_less(node) and _is_relu(node.inputs[0], far - 1)
     data = node.inputs if is_op(node, "Concat") else node.inputs[:1]
-    return is_op(node, *_CARRIERS) and all(_is_positive(v, far - 1) for v in data)
+    return is_op(node, *_CARRIERS) and all(_is_relu(v, far - 1) for v in data)
 
 
 # --- views and Transposes
 
 
-def transpose_twice(node: ir.Node, model: ir.Model, facts: Facts) -> Move | None:
+def transpose_twice(node: ir.Node, model: ir.Model, known: Known) -> Move | None:
     """Two Transposes in a row are one, or nothing."""
     first = _source(node)
     if first is None or not is_op(first, "Transpose"):
         return None
-    one, two = permutation(first, facts), permutation(node, facts)
+    one, two = permutation(first, known), permutation(node, known)
     if one is None or two is None or len(one) != len(two):
         return None
     both = tuple(one[axis] for axis in two)
@@ -283,7 +282,7 @@ def _can_take_over(source: ir.Value, node: ir.Node) -> bool:
     return producer is not None and not source.is_graph_output() and producer.graph is node.graph
 
 
-def view_twice(node: ir.Node, model: ir.Model, facts: Facts) -> Move | None:
+def view_twice(node: ir.Node, model: ir.Model, known: Known) -> Move | None:
     """Of two nodes in a row that only change the shape the second suffices, or neither is needed."""
     first = _source(node)
     if first is None or not is_op(first, *_VIEWS):
@@ -291,7 +290,7 @@ def view_twice(node: ir.Node, model: ir.Model, facts: Facts) -> Move | None:
     source = first.inputs[0]
     if source is None:
         return None
-    if facts.same_shape(source, node.outputs[0]) and _can_take_over(source, node):
+    if known.same_shape(source, node.outputs[0]) and _can_take_over(source, node):
 
         def skip(edit: Edit) -> list[ir.Node]:
             edit.replace(node.outputs[0], source)
@@ -301,7 +300,7 @@ def view_twice(node: ir.Node, model: ir.Model, facts: Facts) -> Move | None:
     if only_reader(first.outputs[0]) is not node or opset_of(model) < 5:
         return None
     if is_op(node, "Reshape") and (target := constant(node.inputs[1])) is not None:
-        if not _says_it_all(target, node, first, facts):
+        if not _says_it_all(target, node, first, known):
             return None
 
         def join(edit: Edit) -> list[ir.Node]:
@@ -312,12 +311,12 @@ def view_twice(node: ir.Node, model: ir.Model, facts: Facts) -> Move | None:
     return None
 
 
-def _says_it_all(target: np.ndarray, node: ir.Node, first: ir.Node, facts: Facts) -> bool:
+def _says_it_all(target: np.ndarray, node: ir.Node, first: ir.Node, known: Known) -> bool:
     """True where the target of a Reshape means the same behind another tensor: no size is copied, or an equal one."""
     copied = (
         [] if attribute(node, "allowzero", 0) else [axis for axis, size in enumerate(target.reshape(-1)) if size == 0]
     )
-    before, between = facts.dims(first.inputs[0]), facts.dims(first.outputs[0])
+    before, between = known.dims(first.inputs[0]), known.dims(first.outputs[0])
     if not copied:
         return True
     if before is None or between is None:
@@ -325,16 +324,16 @@ def _says_it_all(target: np.ndarray, node: ir.Node, first: ir.Node, facts: Facts
     return all(axis < min(len(before), len(between)) and before[axis] == between[axis] for axis in copied)
 
 
-def flat_anyway(node: ir.Node, model: ir.Model, facts: Facts) -> Move | None:
+def flat_anyway(node: ir.Node, model: ir.Model, known: Known) -> Move | None:
     """A Transpose that moves only axes of size 1 in front of a node that changes the shape in any case."""
     transpose = _own_source(node)
     if transpose is None or not is_op(transpose, "Transpose"):
         return None
-    perm, sizes = permutation(transpose, facts), facts.dims(transpose.inputs[0])
+    perm, sizes = permutation(transpose, known), known.dims(transpose.inputs[0])
     if perm is None or sizes is None or perm[0] != 0:
         return None
     real = [axis for axis in perm if sizes[axis] != 1]
-    if real != sorted(real) or not _flattens(node, facts):
+    if real != sorted(real) or not _flattens(node, known):
         return None
     source = transpose.inputs[0]
 
@@ -345,9 +344,9 @@ def flat_anyway(node: ir.Node, model: ir.Model, facts: Facts) -> Move | None:
     return Move(node, model, f"remove a Transpose of axes of size 1 before {node.op_type}", (transpose, node), do)
 
 
-def _flattens(node: ir.Node, facts: Facts) -> bool:
+def _flattens(node: ir.Node, known: Known) -> bool:
     """True for a node that keeps axis 0 of its input and joins all the others, whatever their order."""
-    sizes = facts.dims(node.inputs[0])
+    sizes = known.dims(node.inputs[0])
     if sizes is None or len(sizes) < 2:
         return False
     if is_op(node, "Flatten"):
@@ -356,21 +355,21 @@ def _flattens(node: ir.Node, facts: Facts) -> bool:
     if target is None or target.shape != (2,) or attribute(node, "allowzero", 0):
         return False
     first, second = (int(size) for size in target)
-    known = [size for size in sizes[1:] if isinstance(size, int)]
-    if len(known) == len(sizes) - 1 and second == math.prod(known):
+    counts = [size for size in sizes[1:] if isinstance(size, int)]
+    if len(counts) == len(sizes) - 1 and second == math.prod(counts):
         return first in (-1, 0, sizes[0])
     return second == -1 and first in (0, sizes[0])
 
 
-def rows_in_order(node: ir.Node, model: ir.Model, facts: Facts) -> Move | None:
+def rows_in_order(node: ir.Node, model: ir.Model, known: Known) -> Move | None:
     """A Transpose before Flatten and a matrix: the rows of the matrix change places once and for all."""
     flat = _own_source(node)
-    if flat is None or not is_op(flat, "Flatten", "Reshape") or not _flattens(flat, facts):
+    if flat is None or not is_op(flat, "Flatten", "Reshape") or not _flattens(flat, known):
         return None
     transpose = _own_source(flat)
     if transpose is None or not is_op(transpose, "Transpose") or attribute(node, "transA", 0):
         return None
-    perm, sizes = permutation(transpose, facts), facts.dims(transpose.inputs[0])
+    perm, sizes = permutation(transpose, known), known.dims(transpose.inputs[0])
     value = node.inputs[1]
     weight = constant(value)
     if perm is None or sizes is None or perm[0] != 0 or value is None or weight is None or weight.ndim != 2:

@@ -3,7 +3,7 @@
     MaxPool(f(x))                          ->  f(MaxPool(x))               f never falls: Sigmoid, LeakyRelu, ...
     AveragePool(Conv1x1(x))                ->  Conv1x1(AveragePool(x))     also of all positions
     Max(x, a*x), 0 < a <= 1                ->  LeakyRelu(x)
-    Relu(Concat(Relu(x), Sigmoid(y)))      ->  Concat(Relu(x), Sigmoid(y))
+    Relu(Concat(Relu(x), Relu(y)))         ->  Concat(Relu(x), Relu(y))
     W*Flatten(Transpose(x))                ->  W'*Flatten(x)               rows of W in another order
     Transpose(f(Transpose(x), Transpose(y)))   ->  f(x, y)                 f element by element, or Concat
     Reshape(Unsqueeze(x)), Transpose(Transpose(x))   ->  one of them, or none
@@ -34,8 +34,7 @@ import onnx_ir as ir
 from onnxslim_core.graph import Names, all_nodes, bodies, label_of, opset_of
 from onnxslim_core.rewrite import Change, Context, Edit, Guard, Kind, Rewrite, apply
 
-from ._facts import Facts, learn_all
-from ._reorder_layout import regions, relearn, turn_over
+from ._reorder_layout import Known, regions, turn_over
 from ._reorder_local import LOCAL, Move
 
 __all__ = ["Reorder"]
@@ -51,26 +50,26 @@ class Reorder(Rewrite):
     ops: ClassVar[frozenset[str]] = frozenset(LOCAL)
     guards: ClassVar[tuple[Guard, ...]] = ()
 
-    _facts: Facts | None = field(default=None, init=False, repr=False, compare=False)
+    _known: Known | None = field(default=None, init=False, repr=False, compare=False)
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Layouts first, since Transposes hide what else is there; then pairs of neighbours, to a fixpoint."""
         if opset_of(model) < 7 or not any(node.op_type in LOCAL for node in all_nodes(model.graph)):
             return []
         bound = copy.copy(self)
-        facts = learn_all(model)
-        object.__setattr__(bound, "_facts", facts)
+        known = Known(model)
+        object.__setattr__(bound, "_known", known)
         changes: list[Change] = []
         while True:
-            found = [*self._layouts(model, facts), *apply(bound, model)]
+            found = [*self._layouts(model, known), *apply(bound, model)]
             changes += found
             if not found:
                 return changes
 
     def match(self, node: ir.Node, model: ir.Model) -> Move | None:
         """The first local rule that has something to do at this node."""
-        assert self._facts is not None
-        found = (rule(node, model, self._facts) for rule in LOCAL[node.op_type])
+        assert self._known is not None
+        found = (rule(node, model, self._known) for rule in LOCAL[node.op_type])
         return next((move for move in found if move is not None), None)
 
     def action(self, m: Move) -> str:
@@ -79,19 +78,19 @@ class Reorder(Rewrite):
 
     def rewrite(self, m: Move, edit: Edit) -> None:
         """Carry the move out, and learn what is new."""
-        assert self._facts is not None
+        assert self._known is not None
         for node in m.do(edit):
-            relearn(node, self._facts)
+            self._known.relearn(node)
 
-    def _layouts(self, model: ir.Model, facts: Facts) -> list[Change]:
+    def _layouts(self, model: ir.Model, known: Known) -> list[Change]:
         changes: list[Change] = []
         names: Names | None = None
         for graph in _graphs(model.graph):
             order = {node: float(index) for index, node in enumerate(graph)}
-            for region in regions(graph, facts, order):
+            for region in regions(graph, known, order):
                 names = names or Names(model)
                 gone, where = region.gain(), tuple(label_of(node) for node in region.nodes)
-                turn_over(region, names, facts, order)
+                turn_over(region, names, known, order)
                 action = f"turn the layout of {len(where)} nodes over: {gone} Transposes less"
                 changes.append(Change(self.name, where[:8], action))
         return changes
