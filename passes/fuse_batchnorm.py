@@ -83,12 +83,14 @@ def weights_are_constant(m: Fusion, options: FuseBatchNorm) -> str | None:
 
 
 def bias_is_per_channel(m: Fusion, options: FuseBatchNorm) -> str | None:
-    """The C of a Gemm may also differ per row, which no per-channel bias can say."""
-    bias = constant(m.bias_value()) if _moves_bias(m) and is_op(m.linear, "Gemm") else None
+    """The C of a Gemm may also differ per row, which no per-channel bias can say; a broken Conv has any other size."""
+    bias = constant(m.bias_value()) if _moves_bias(m) and is_op(m.linear, "Gemm", "Conv", "ConvTranspose") else None
     if bias is None or bias.size == 1:
         return None
     wanted = outputs_of(m.linear, _array(m.weight()).shape)
-    return None if bias.shape[-1] == bias.size == wanted else f"C of {label_of(m.linear)} has the shape {bias.shape}"
+    if bias.shape[-1] == bias.size == wanted:
+        return None
+    return f"{'C' if m.linear.op_type == 'Gemm' else 'the bias'} of {label_of(m.linear)} has the shape {bias.shape}"
 
 
 def border_sees_no_shift(m: Fusion, options: FuseBatchNorm) -> str | None:

@@ -281,3 +281,11 @@ class _Chain:
         inputs = [onnx.helper.make_tensor_value_info("x", 1, self.shape)]
         graph = onnx.helper.make_graph(self.nodes, "chain", inputs, self.outputs, self.weights)
         return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_a_bias_of_the_wrong_length_is_left_alone() -> None:
+    """No runtime takes such a Conv, but shape inference does, so that it comes to us."""
+    text = """g (float[1,3,4,4] x) => (float[1,2,4,4] y) <float[2,3,1,1] W, float[5] b, float[2] s, float[2] v>
+              { c = Conv(x, W, b)  y = BatchNormalization(c, s, s, s, v) }"""
+    changes = _run(ir.from_proto(_proto(text)))
+    assert [change.guard for change in changes] == ["bias_is_per_channel"]
