@@ -158,19 +158,19 @@ def assert_equal(
     chosen = runnable_feeds(before, seed) if feeds is None else [feeds] if isinstance(feeds, Mapping) else list(feeds)
     if kind is Kind.ALGEBRAIC and _is_float64(before) and len(before.graph.node) <= SMALL:
         for feed in chosen:
-            _compare(before, reference(before, feed), reference(after, feed), FLOAT64)
+            compare(before, reference(before, feed), reference(after, feed), FLOAT64)
         return
     reference_session, candidate = session(before), session(after)
     for feed in chosen:
         expected = list(reference_session.run(None, dict(feed)))
         actual = list(candidate.run(None, dict(feed)))
         if kind is Kind.BITWISE:
-            _compare(before, expected, actual, None)
+            compare(before, expected, actual, None)
             continue
         bound = tolerance if tolerance is not None else RELATIVE
         assert kind is Kind.ALGEBRAIC or tolerance is not None, "a lossy pass declares its bound"
         floor = noise_floor(reference_session, feed, expected, seed) if kind is Kind.ALGEBRAIC else 0.0
-        _compare(before, expected, actual, max(bound, 4 * floor))
+        compare(before, expected, actual, max(bound, 4 * floor))
 
 
 def assert_equal_in_float64(
@@ -185,7 +185,7 @@ def assert_equal_in_float64(
     assert_same_interface(lifted, after)
     for feed in runnable_feeds(before, seed) if feeds is None else feeds:
         wide = {name: a.astype(np.float64) if a.dtype == np.float32 else a for name, a in feed.items()}
-        _compare(lifted, reference(lifted, wide), reference(after, wide), FLOAT64)
+        compare(lifted, reference(lifted, wide), reference(after, wide), FLOAT64)
 
 
 def assert_not_bigger(before: onnx.ModelProto, after: onnx.ModelProto, allowed: int = 0) -> None:
@@ -286,7 +286,7 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     return copied
 
 
-def _compare(model: onnx.ModelProto, expected: Outputs, actual: Outputs, bound: float | None) -> None:
+def compare(model: onnx.ModelProto, expected: Outputs, actual: Outputs, bound: float | None) -> None:
     assert len(expected) == len(actual), f"{len(actual)} outputs instead of {len(expected)}"
     for value, ref, got in zip(model.graph.output, expected, actual, strict=True):
         _compare_value(value.name, ref, got, bound)

@@ -181,6 +181,8 @@ def _value_norm(consts: Consts, node: ir.Node) -> None:
     groups = int(verbs.attribute(node, "num_groups", x.shape[1]))
     if scale is None or shift is None or x.size != x.shape[1] or x.shape[1] % groups:
         return
+    if x.size % scale.size or x.size % shift.size:
+        return  # no channel of the input is labelled, but there are several
     zero = np.repeat((x == 0).reshape(groups, -1).all(axis=1), x.size // groups)
     scale, shift = (np.repeat(each, x.size // each.size) for each in (scale, shift))
     consts.set(node.outputs[0], np.where(zero | (scale == 0), shift, np.nan).reshape(x.shape))
