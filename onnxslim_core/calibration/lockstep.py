@@ -8,10 +8,11 @@ sequential repair thus costs about one pass of the samples through the network.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 
 from onnxslim_core import graph as verbs
 from onnxslim_core.calibration.pieces import cut_out, read_by
@@ -113,7 +114,7 @@ class Walk:
         """A tensor for every batch; runs what is missing."""
         nodes = self.missing(value)
         if nodes:
-            self._run(nodes, value)
+            self._advance(nodes, [value])
         elif value not in self._held[0]:
             raise InternalError(f"'{value.name}' was dropped before it was asked for")
         return [held[value] for held in self._held]
@@ -121,45 +122,41 @@ class Walk:
     def each(self, values: Sequence[ir.Value]) -> Iterator[tuple[np.ndarray, ...]]:
         """Tensors batch by batch; they are held on where memory allows, else made again when they are asked for."""
         nodes = self._sorted(_behind(values, self._done))
-        session = None
+        if nodes and self._advance(nodes, values, _HELD):
+            nodes = []
         if nodes:
-            read = dict.fromkeys(v for node in nodes for v in read_by(node) if v in self._held[0])
             made = [value for value in values if value not in self._held[0]]
-            dtypes = {v: self._held[0][v].dtype for v in read}
-            session = open_piece(cut_out(self._model, nodes, read, made, dtypes), threads=self._threads)
-            if self._grows(nodes, read, made, run(session, {str(v.name): self._held[0][v] for v in read})) <= _HELD:
-                for value in values:
-                    self.value(value)
-                session = None
+            session, read = self._session(nodes, made)
         for held in self._held:
-            found = {} if session is None else run(session, {str(v.name): held[v] for v in read})
+            found = run(session, {str(v.name): held[v] for v in read}) if nodes else {}
             yield tuple(held[value] if value in held else found[str(value.name)] for value in values)
 
-    def _grows(
-        self,
-        nodes: Sequence[ir.Node],
-        read: Iterable[ir.Value],
-        made: Iterable[ir.Value],
-        found: Mapping[str, np.ndarray],
-    ) -> int:
-        """Bytes that the walk would hold with these nodes through, as far as the first batch tells."""
-        first, done = self._held[0], self._done | set(nodes)
-        kept = sum(array.nbytes for value, array in first.items() if self._is_live(value, done))
-        return len(self._held) * (kept + sum(found[str(value.name)].nbytes for value in made))
-
-    def _run(self, nodes: list[ir.Node], wanted: ir.Value) -> None:
-        inside = set(nodes)
-        self._done |= inside
-        made = [v for node in nodes for v in node.outputs if v is wanted or self._is_live(v)]
-        read = dict.fromkeys(v for node in nodes for v in read_by(node) if v in self._held[0])
+    def _session(
+        self, nodes: Sequence[ir.Node], made: Sequence[ir.Value]
+    ) -> tuple[ort.InferenceSession, Sequence[ir.Value]]:
+        """Nodes that make these values, ready to run, and what they read of what is held."""
+        read = list(dict.fromkeys(v for node in nodes for v in read_by(node) if v in self._held[0]))
         dtypes = {v: self._held[0][v].dtype for v in read}
-        session = open_piece(cut_out(self._model, nodes, read, made, dtypes), threads=self._threads)
-        for held in self._held:
-            found = run(session, {str(v.name): held[v] for v in read})
-            held.update({v: found[str(v.name)] for v in made})
+        return open_piece(cut_out(self._model, nodes, read, made, dtypes), threads=self._threads), read
+
+    def _advance(self, nodes: Sequence[ir.Node], wanted: Sequence[ir.Value], most: int | None = None) -> bool:
+        """Run nodes for good; not where more than `most` bytes would be held then, as far as the first batch tells."""
+        done, first = self._done | set(nodes), self._held[0]
+        made = [v for node in nodes for v in node.outputs if v in wanted or self._is_live(v, done)]
+        session, read = self._session(nodes, made)
+        found = run(session, {str(v.name): first[v] for v in read})
+        if most is not None:
+            kept = sum(array.nbytes for value, array in first.items() if self._is_live(value, done))
+            if len(self._held) * (kept + sum(found[str(value.name)].nbytes for value in made)) > most:
+                return False
+        self._done = done
+        for number, held in enumerate(self._held):
+            found = run(session, {str(v.name): held[v] for v in read}) if number else found
+            held.update({value: found[str(value.name)] for value in made})
         for value in read:
-            if value is not wanted:
+            if value not in wanted:
                 self._drop(value)
+        return True
 
     def _drop(self, value: ir.Value) -> None:
         if not self._is_live(value):
