@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxslim_core.calibration.diversity import distinct, looks_like_noise, shortage
+from onnxslim_core.calibration.plausible import unlike_training
 from onnxslim_core.calibration.source import Data, Source, open_source
 from onnxslim_core.errors import DataError, MeasureError
 from onnxslim_core.graph import all_nodes, attribute, is_op
@@ -145,7 +146,7 @@ def open_feeds(
         _shortage(deciding, judging),
         distinct(deciding.origins),
         source.assumed,
-        _warnings(model, deciding, noisy, lossy),
+        _warnings(model, deciding, noisy) if lossy else (),
     )
     exact = [*drawn[:2], *judging.first(2)]
     decides = forced or (len(deciding) > 0 and not noisy)
@@ -187,14 +188,10 @@ def _judges(
     return judging
 
 
-def _warnings(model: Model, deciding: Source, noisy: bool, lossy: bool) -> tuple[str, ...]:
+def _warnings(model: Model, deciding: Source, noisy: bool) -> tuple[str, ...]:
     """What is to be feared where something is decided on these samples."""
-    if not lossy:
-        return ()
-    found = [shortage(deciding.origins, _widest_sum(model))]
-    if noisy:
-        found.append(NOISE_WARNING)
-    return tuple(text for text in found if text)
+    found = [unlike_training(model.ir, deciding), shortage(deciding.origins, _widest_sum(model))]
+    return tuple(text for text in [*found, NOISE_WARNING if noisy else ""] if text)
 
 
 def _widest_sum(model: Model) -> int:
