@@ -160,7 +160,7 @@ def average_first(node: ir.Node, model: ir.Model, known: Known) -> Move | None:
     if set(weight.shape[2:]) != {1} or not geometry_of(conv, weight.shape[2:]).is_pointwise:
         return None
     has_bias = len(conv.inputs) > 2 and conv.inputs[2] is not None
-    if not (is_op(node, "GlobalAveragePool") or _averages_less(node, has_bias)):
+    if not (is_op(node, "GlobalAveragePool") or _averages_less(node, has_bias, weight.shape[0])):
         return None
 
     def do(edit: Edit) -> list[ir.Node]:
@@ -169,11 +169,15 @@ def average_first(node: ir.Node, model: ir.Model, known: Known) -> Move | None:
     return Move(node, model, "average before the 1x1 Conv", (conv, node), do)
 
 
-def _averages_less(pool: ir.Node, has_bias: bool) -> bool:
-    """True for an AveragePool with steps; where something is added its weights have to sum up to one."""
+def _averages_less(pool: ir.Node, has_bias: bool, outputs: int) -> bool:
+    """True for an AveragePool with steps; where something is added its weights have to sum up to one.
+
+    Per input channel and result it adds up the window's elements, and the Conv is spared one element less than the
+    steps leave out, for each of its outputs: that should be twice as much.
+    """
     kernel = attribute(pool, "kernel_shape", ())
     strides = attribute(pool, "strides", (1,) * len(kernel))
-    if not is_op(pool, "AveragePool") or math.prod(strides) == 1:
+    if not is_op(pool, "AveragePool") or 2 * math.prod(kernel) > (math.prod(strides) - 1) * outputs:
         return False
     if not has_bias:
         return True
