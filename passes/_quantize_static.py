@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxslim_core.calibration.batches import stacked
 from onnxslim_core.graph import label_of
 from onnxslim_core.quant.draft import Draft
+from onnxslim_core.quant.dynamic import Dynamic
 from onnxslim_core.quant.judge import Judge, Score
 from onnxslim_core.quant.mend import mend
 from onnxslim_core.quant.mixed import Choice, alone, choose, effort
@@ -21,6 +22,8 @@ __all__ = ["Search", "Wanted"]
 _WORK = 2e10
 """Multiply-adds that one look at a set of layers may take: it decides how many samples are looked at."""
 _LOOKS = (6, 48)
+_FEW = 6
+"""Samples that a layer alone is looked at with."""
 _COMFORTABLE = 0.25
 """Share of what may be lost below which nothing is mended."""
 
@@ -29,6 +32,7 @@ _COMFORTABLE = 0.25
 class Wanted:
     """What the user asks for; see the options of the pass."""
 
+    mode: str
     min_cosine: float
     min_agreement: float | None
     ranges: str
@@ -63,6 +67,8 @@ class Search:
         """
         wanted, context = self.wanted, self.context
         seen, aside = split(context.samples)
+        if wanted.mode == "dynamic":
+            return self._dynamic(aside)
         batches = stacked(self.work, seen)
         draft = Draft.of(
             self.work,
@@ -78,7 +84,8 @@ class Search:
         choice: Choice | None = Choice(tuple(draft.linear), score)
         self.details |= {"layers": len(draft.linear), "cosine_of_all": score.cosine}
         if not Choice((), score).holds:
-            damages = alone(draft, judge, (), context.progress)
+            few = self._judge(aside[: min(self._count(draft), _FEW)])
+            damages = alone(draft, few, (), context.progress)
             choice = choose(draft, judge, damages, effort(draft), weights=draft.weights, progress=context.progress)
             worst = sorted(damages, key=damages.__getitem__, reverse=True)[:10]
             self.details["damage_alone"] = {label_of(node): damages[node] for node in worst}
@@ -87,11 +94,29 @@ class Search:
                 choice = Choice(choice.linear, again)
         if choice is None:
             return None, ()
+        self._tell(choice, draft.linear)
+        return draft.variant(draft.layout(choice.linear)), choice.linear
+
+    def _dynamic(self, samples: Sequence[Sample]) -> tuple[ir.Model | None, Sequence[ir.Node]]:
+        """Products whose grids are made at run time: all of them, or those that can be."""
+        draft, judge = Dynamic.of(self.work, self.wanted.nodes), self._judge(samples[: _LOOKS[1]])
+        if not draft.linear:
+            return None, ()
+        score = judge.look(draft.variant(draft.layout(draft.linear)))
+        choice: Choice | None = Choice(tuple(draft.linear), score)
+        if not Choice((), score).holds:
+            damages = alone(draft, judge, (), self.context.progress)
+            choice = choose(draft, judge, damages, draft.efforts(), progress=self.context.progress)
+        if choice is None:
+            return None, ()
+        self._tell(choice, draft.linear)
+        return draft.variant(draft.layout(choice.linear)), choice.linear
+
+    def _tell(self, choice: Choice, linear: Sequence[ir.Node]) -> None:
         self.details |= {"cosine": choice.score.cosine, "parts": dict(choice.score.parts)}
         if choice.score.agreement is not None:
             self.details["agreement"] = choice.score.agreement
-        self.details["in_float"] = [label_of(node) for node in draft.linear if node not in choice.linear]
-        return draft.variant(draft.layout(choice.linear)), choice.linear
+        self.details["in_float"] = [label_of(node) for node in linear if node not in choice.linear]
 
     def _judge(self, samples: Sequence[Sample]) -> Judge:
         return Judge(

@@ -20,11 +20,13 @@ from typing import Any, ClassVar, Literal, final
 import onnx_ir as ir
 
 from onnxslim_core.errors import MeasureError, RecipeError, UnsupportedModel
-from onnxslim_core.graph import label_of
+from onnxslim_core.graph import is_op, label_of
+from onnxslim_core.quant.dynamic import store_weights
 from onnxslim_core.quant.layout import is_quantized, linear_nodes
 from onnxslim_core.quant.ranges import METHODS
 from onnxslim_core.rewrite import Change, Context, Kind, weight_bytes
 
+from ._opset import raise_opset
 from ._quantize_prepare import prepare
 from ._quantize_static import Search, Wanted
 
@@ -43,6 +45,9 @@ class Quantize:
     name: ClassVar[str] = "quantize"
     kind: ClassVar[Kind] = Kind.LOSSY
 
+    mode: Literal["auto", "static", "dynamic", "weights"] = "auto"
+    """Ranges from samples, or taken at each call (Gemm and MatMul only); weights: int8 in the file alone, for size.
+    auto: static where there is a Conv, else dynamic."""
     min_cosine: float = 0.99
     """What every part of every output has to reach, mean over the samples kept aside."""
     min_agreement: float | None = None
@@ -64,6 +69,10 @@ class Quantize:
         for name, share in (("min_cosine", self.min_cosine), ("min_agreement", self.min_agreement)):
             if share is not None and not 0 <= share <= 1:
                 raise RecipeError(f"{name} of quantize is {share}", "a number from 0 to 1")
+        if self.mode not in ("auto", "static", "dynamic", "weights"):
+            raise RecipeError(f"mode of quantize is '{self.mode}'", "auto, static, dynamic or weights")
+        if self.repair not in ("auto", "always", "never"):
+            raise RecipeError(f"repair of quantize is '{self.repair}'", "auto, always or never")
         if not 50 < self.percentile <= 100:
             raise RecipeError(f"percentile of quantize is {self.percentile}", "a number above 50, up to 100")
         if self.measure not in ("auto", "always", "never"):
@@ -73,8 +82,11 @@ class Quantize:
         """Take ranges, choose what is 8 bits wide, write it, time it."""
         if is_quantized(model):
             return [self._refusal("still_float", "the model works on few bits already")]
+        mode = self._mode_for(model)
+        if mode == "weights":
+            return self._store(model)
         if not context.samples or not context.samples_are_real:
-            return [self._refusal("data_given", "ranges need samples of real inputs: give --data")]
+            return [self._refusal("data_given", "int8 needs samples of real inputs: give --data")]
         work = model.clone()
         try:
             prepare(work, context)
@@ -83,7 +95,7 @@ class Quantize:
         nodes = [node for node in linear_nodes(work) if not self._is_ignored(node)]
         if not nodes:
             return [self._refusal("has_weights", "no Conv, Gemm or MatMul has constant float32 weights")]
-        wanted = Wanted(self.min_cosine, self.min_agreement, self.ranges, self.percentile, self.repair, nodes)
+        wanted = Wanted(mode, self.min_cosine, self.min_agreement, self.ranges, self.percentile, self.repair, nodes)
         search = Search(model, work, wanted, context)
         try:
             found, chosen = search.run()
@@ -99,6 +111,25 @@ class Quantize:
         action = f"{len(chosen)} of {len(nodes)} layers in int8"
         where = tuple(label_of(node) for node in chosen)
         return [Change(self.name, where, action, bytes_saved=saved, details=search.details)]
+
+    def _mode_for(self, model: ir.Model) -> str:
+        """Fixed ranges where there is a Conv; a network of matrix products takes them call by call."""
+        if self.mode != "auto":
+            return self.mode
+        return "static" if any(is_op(node, "Conv") for node in model.graph) else "dynamic"
+
+    def _store(self, model: ir.Model) -> list[Change]:
+        """int8 weights behind a DequantizeLinear, for size alone."""
+        try:
+            raise_opset(model, 13)
+        except UnsupportedModel as err:
+            return [self._refusal("opset_fits", str(err))]
+        nodes = [node for node in linear_nodes(model) if not self._is_ignored(node)]
+        if not nodes:
+            return [self._refusal("has_weights", "no Conv, Gemm or MatMul has constant float32 weights")]
+        where = tuple(label_of(node) for node in nodes)
+        saved = store_weights(model, nodes)
+        return [Change(self.name, where, f"weights of {len(nodes)} layers stored in int8", bytes_saved=saved)]
 
     def _slow(self, model: ir.Model, found: ir.Model, context: Context, details: dict[str, Any]) -> Change | None:
         """Why the time does not speak for the result; None where it does, or is not asked."""

@@ -175,7 +175,7 @@ class _Writer:
         return value
 
     def _swap(self, node: ir.Node, index: int, made: ir.Value) -> None:
-        old = node.inputs[index]
+        old = node.inputs[index] if index < len(node.inputs) else None
         verbs.replace_input(node, index, made)
         if old is not None and (idle := verbs.idle_source(old)) is not None:
             verbs.remove(idle)
@@ -205,3 +205,4 @@ class _Writer:
             node.replace_input_with(index, dequantize.outputs[0])
         if whole and value.is_graph_output():
             verbs.replace(value, dequantize.outputs[0], self._names)
+            quantize.replace_input_with(0, value)  # it was a reader of the old output as well

@@ -32,7 +32,7 @@ from onnxslim_core.quant.insert import Rounded, rewrite
 from onnxslim_core.quant.layout import Layout
 from onnxslim_core.rewrite import Progress, Sample
 
-__all__ = ["mend"]
+__all__ = ["mend", "with_feedback"]
 
 Floats = NDArray[np.float64]
 
@@ -229,11 +229,11 @@ def _best(node: ir.Node, weights: Floats, fit: _Sums, check: _Sums, squares: boo
     if squares:
         h, c = fit.moments(mean_x, mean_y)
         h = (h + h.swapaxes(1, 2)) / 2
-        tried.append((_feedback(weights, h, scales), scales))
+        tried.append((with_feedback(weights, h, scales), scales))
         solved = _least_squares(h, c, weights)
         if np.isfinite(solved).all():
             own = _scales(solved)
-            tried.append((_feedback(solved, h, own), own))
+            tried.append((with_feedback(solved, h, own), own))
     best, chosen = np.inf, None
     for q, scale in tried:
         made = q * scale[:, None, :]
@@ -291,7 +291,7 @@ def _least_squares(h: Floats, c: Floats, start: Floats) -> Floats:
         return start
 
 
-def _feedback(weights: Floats, h: Floats, scales: Floats) -> Floats:
+def with_feedback(weights: Floats, h: Floats, scales: Floats) -> Floats:
     """Rounding with error feedback; a group's rows in falling order of their own moment."""
     order = np.argsort(-np.einsum("gii->gi", h), axis=1, kind="stable")
     back = np.argsort(order, axis=1)

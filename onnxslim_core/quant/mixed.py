@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import onnx_ir as ir
 
@@ -20,11 +21,25 @@ from onnxslim_core.quant.insert import Rounded
 from onnxslim_core.quant.judge import Judge, Score
 from onnxslim_core.rewrite import Progress
 
-__all__ = ["Choice", "alone", "choose", "effort"]
+__all__ = ["Choice", "Variants", "alone", "choose", "effort"]
 
 _MARGIN = 0.9
 """Of what may be lost, so much is used: other samples lose a little more."""
 _SECOND_LOOKS = 6
+
+
+class Variants(Protocol):
+    """A float model and what can be made of it: `draft.Draft`, `dynamic.Dynamic`."""
+
+    @property
+    def linear(self) -> Sequence[ir.Node]:
+        """The layers that can be int8, in order."""
+
+    def layout(self, linear: Collection[ir.Node], left: Collection[ir.Node] = ()) -> Any:
+        """What it means that these are."""
+
+    def variant(self, layout: Any, weights: Mapping[ir.Node, Rounded] | None = None) -> ir.Model:
+        """The model in which they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +61,7 @@ class Choice:
 
 
 def alone(
-    draft: Draft, judge: Judge, left: Collection[ir.Node] = (), progress: Progress | None = None
+    draft: Variants, judge: Judge, left: Collection[ir.Node] = (), progress: Progress | None = None
 ) -> dict[ir.Node, float]:
     """The damage of each layer with all others in float."""
     found: dict[ir.Node, float] = {}
@@ -71,7 +86,7 @@ def effort(draft: Draft) -> dict[ir.Node, float]:
 
 
 def choose(
-    draft: Draft,
+    draft: Variants,
     judge: Judge,
     damages: Mapping[ir.Node, float],
     efforts: Mapping[ir.Node, float],
