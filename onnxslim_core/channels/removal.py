@@ -80,6 +80,7 @@ def _tidy(model: ir.Model, cut: Cut) -> None:
     idle = [v.producer() for v in sources if v.producer() is not None and not v.uses() and not v.is_graph_output()]
     dead = [node for node in verbs.all_nodes(model.graph) if _is_idle(node)]
     verbs.remove({node for node in (*idle, *dead) if node is not None and node.graph is not None})
+    _rename_copies(cut)
     copies: dict[ir.Value, list[ir.Value]] = {}
     for old, new in cut.renamed:
         copies.setdefault(old, []).append(new)
@@ -99,6 +100,21 @@ def _tidy(model: ir.Model, cut: Cut) -> None:
             initializers.pop(str(used[0].name), None)
             used[0].name = name
             graph.register_initializer(used[0])
+
+
+def _rename_copies(cut: Cut) -> None:
+    """What computes a smaller constant has the names of what computed the one that nobody reads any more."""
+    copies: dict[ir.Node, list[ir.Node]] = {}
+    for old, new in cut.copied:
+        if new.graph is not None:
+            copies.setdefault(old, []).append(new)
+    for old, made in copies.items():
+        if old.graph is not None or len(made) != 1:
+            continue
+        made[0].outputs[0].name = old.outputs[0].name
+        if name := verbs.own_name(old):
+            made[0].name = name
+            made[0].meta.clear()
 
 
 def _is_idle(node: ir.Node) -> bool:

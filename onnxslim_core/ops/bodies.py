@@ -202,7 +202,7 @@ def _cut_loop(cut: Cut, node: ir.Node) -> None:
             cut.constant(node, index, keeps)
         elif keeps and not cut.keeps(first):
             for axis, keep in keeps.items():
-                places = verbs.add_constant(cut.flow.model.graph, cut.names, keep, f"{node.name}/kept")
+                places = cut.numbers(cut.flow.model.graph, keep, f"{node.name}/kept")
                 gather = verbs.add_node(cut.names, "Gather", [first, places], {"axis": axis}, before=node)
                 first = gather.outputs[0]
             verbs.replace_input(node, index, first)

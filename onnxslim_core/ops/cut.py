@@ -42,7 +42,9 @@ class Cut:
         self._keeps: dict[ir.Value, dict[int, Keep]] = {}
         self._kept: dict[int, dict[int, Keep]] = {}
         self._made: dict[tuple[ir.Value, tuple[tuple[int, bytes], ...]], ir.Value] = {}
+        self._small: dict[tuple[ir.Graph, str, tuple[int, ...], bytes], ir.Value] = {}
         self.renamed: list[tuple[ir.Value, ir.Value]] = []
+        self.copied: list[tuple[ir.Node, ir.Node]] = []
 
     # ------------------------------------------------------------------ what stays
     def kept(self, labels: NDArray[np.int32]) -> dict[int, Keep]:
@@ -111,11 +113,16 @@ class Cut:
 
     def vector(self, node: ir.Node, index: int, values: Sequence[int] | NDArray[np.integer]) -> None:
         """Give a node a new constant vector as input `index`; int64 where it is no array."""
-        hint = f"{node.name or node.op_type}/sizes"
-        assert isinstance(node.graph, ir.Graph)
         array = values if isinstance(values, np.ndarray) else np.asarray(values, np.int64)
-        made = verbs.add_constant(node.graph, self.names, array, hint)
-        verbs.replace_input(node, index, made)
+        assert isinstance(node.graph, ir.Graph)
+        verbs.replace_input(node, index, self.numbers(node.graph, array, f"{node.name or node.op_type}/sizes"))
+
+    def numbers(self, graph: ir.Graph, array: NDArray[np.integer], hint: str) -> ir.Value:
+        """A constant of sizes or indices; equal ones of a graph are one, so that a file does not grow by them."""
+        key = (graph, array.dtype.str, array.shape, array.tobytes())
+        if key not in self._small:
+            self._small[key] = verbs.add_constant(graph, self.names, array, hint)
+        return self._small[key]
 
     def entries(self, node: ir.Node, index: int, new: Mapping[int, int]) -> None:
         """Change single entries of a shape vector; a computed one is scaled, so that it stays computed."""
@@ -154,7 +161,7 @@ class Cut:
         for op, factor in (("Mul", factors[0]), ("Div", factors[1])):
             if (factor == 1).all():
                 continue
-            operand = verbs.add_constant(graph, self.names, factor.reshape(shape), f"{computed.name}/{op}")
+            operand = self.numbers(graph, factor.reshape(shape), f"{computed.name}/{op}")
             made = ir.node(op, [computed, operand])
             made.name = self.names.new(f"{computed.name}/{op}")
             computed = made.outputs[0]
@@ -190,17 +197,18 @@ class Cut:
         if inputs is None:
             return self._gather(value, keeps, producer)
         copy = ir.Node(producer.domain, producer.op_type, inputs, list(producer.attributes.values()))
-        copy.name = self.names.new(f"{producer.name or producer.op_type}/cut")
+        verbs.name_node(copy, self.names.new(f"{producer.name or producer.op_type}/cut"))
         copy.outputs[0].name = self.names.new(f"{value.name}/cut")
         copy.outputs[0].type = value.type
         graph.insert_after(producer, copy)
+        self.copied.append((producer, copy))
         return copy.outputs[0]
 
     def _gather(self, value: ir.Value, keeps: dict[int, Keep], producer: ir.Node) -> ir.Value:
         graph = producer.graph
         assert isinstance(graph, ir.Graph)
         for axis, keep in sorted(keeps.items()):
-            indices = verbs.add_constant(graph, self.names, np.asarray(keep, np.int64), f"{value.name}/kept")
+            indices = self.numbers(graph, np.asarray(keep, np.int64), f"{value.name}/kept")
             node = ir.node("Gather", [value, indices], {"axis": axis})
             node.name = self.names.new(f"{value.name}/Gather")
             node.outputs[0].name = self.names.new(f"{value.name}/cut")

@@ -59,14 +59,16 @@ def _first(cut: Cut, node: ir.Node, keeps: Keeps) -> Inputs:
 
 def _sizes(cut: Cut, node: ir.Node, index: int, keeps: Keeps, inputs: Inputs) -> bool:
     """Give input `index`, a constant vector of sizes, the new ones; False where it is computed."""
-    array = verbs.array_of(inputs[index])
-    if array is None or not isinstance(node.graph, ir.Graph):
+    value = inputs[index]
+    array = verbs.array_of(value)
+    if value is None or array is None or not isinstance(node.graph, ir.Graph):
         return False
     sizes = np.array(array, np.int64)
     for axis, keep in keeps.items():
         if sizes[axis] > 1:  # 0 and -1 of a Reshape and 1 of an Expand still hold
             sizes[axis] = len(keep)
-    inputs[index] = verbs.add_constant(node.graph, cut.names, sizes, f"{node.name or node.op_type}/sizes")
+    made = inputs[index] = cut.numbers(node.graph, sizes, str(value.name))
+    cut.renamed.append((value, made))
     return True
 
 

@@ -109,7 +109,7 @@ def _gather_instead(cut: Cut, node: ir.Node, axis: int, places: NDArray[np.int64
     """A Slice with a step picks no run of what is left: a Gather in front of it does that axis."""
     graph, x = node.graph, node.inputs[0]
     assert isinstance(graph, ir.Graph)
-    indices = verbs.add_constant(graph, cut.names, np.asarray(places, np.int64), f"{node.name}/kept")
+    indices = cut.numbers(graph, np.asarray(places, np.int64), f"{node.name}/kept")
     gather = verbs.add_node(cut.names, "Gather", [x, indices], {"axis": axis}, before=node)
     gather.outputs[0].type = node.outputs[0].type
     verbs.replace_input(node, 0, gather.outputs[0])
@@ -184,7 +184,7 @@ def _cut_gather(cut: Cut, node: ir.Node) -> None:
         raise InternalError("a Gather reads an element that goes", verbs.label_of(node))
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    verbs.replace_input(node, 1, verbs.add_constant(graph, cut.names, rank[indices], f"{node.name}/kept"))
+    verbs.replace_input(node, 1, cut.numbers(graph, rank[indices], f"{node.name}/kept"))
 
 
 _GATHER = moving(_gather)
