@@ -461,7 +461,7 @@ class Job:
             moved = self._moved(states)
             if not moved:
                 return None
-            interface = Interface.of(self.start.ir)
+            interface = Interface.of(self.start.ir, may_infer=True)
             if not verify(states[moved[-1]].model.ir, interface):
                 return None
             # folding shows what the declaration hid: then failing inference tells nothing of the step

@@ -57,10 +57,10 @@ class Interface:
     infers: bool = True
 
     @classmethod
-    def of(cls, model: ir.Model) -> Interface:
-        """Record the interface of a model."""
-        graph = model.graph
-        return cls(tuple(map(_port, graph.inputs)), tuple(map(_port, graph.outputs)))
+    def of(cls, model: ir.Model, *, may_infer: bool | None = None) -> Interface:
+        """Record the interface of a model; whether it infers is found out where the caller does not say."""
+        inputs, outputs = (tuple(map(_port, values)) for values in (model.graph.inputs, model.graph.outputs))
+        return cls(inputs, outputs, not infers(model) if may_infer is None else may_infer)
 
     def problems(self, model: ir.Model) -> list[str]:
         """What a model changed of this interface."""

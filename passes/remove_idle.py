@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from onnxslim_core.channels.boxes import inner, whole
 from onnxslim_core.channels.groups import ChannelGraph, Group, analyse
-from onnxslim_core.channels.idle import Idle, find_idle, idle_weight, remove_idle_classes
+from onnxslim_core.channels.idle import Idle, Known, find_idle, idle_weight, remove_idle_classes
 from onnxslim_core.errors import RecipeError, UnsupportedModel
 from onnxslim_core.rewrite import Change, Context, Kind, Override
 from onnxslim_core.search.grid import kept_classes
@@ -94,19 +94,21 @@ class RemoveIdle:
         misnamed: list[Change] = []
         quiet, views = 0, (whole, inner)
         last: ChannelGraph | None = None
+        known: Known | None = None
         for turn in range(_MOST_ROUNDS):
             try:
                 channels = analyse(model, sample, view=views[turn % 2], flow=None if last is None else last.flow)
             except UnsupportedModel as err:
                 return [*changes, Change(self.name, (), "look for idle channels", reason=str(err), guard="sizes_known")]
             if quiet == len(views) or (last is not None and channels.same_classes(last)):
-                view = idle_weight(channels.flow)
+                view = idle_weight(channels.flow, (known or Known(channels.flow)).consts)
                 if view is None:
                     break  # there is one way to see this graph, and nothing was found in it
                 channels, quiet = analyse(model, sample, view=view, flow=channels.flow), len(views)
             if not turn:
                 misnamed = unmatched(self.name, self.override, channels)
-            idle = find_idle(channels)
+            known = Known(channels.flow) if known is None else known
+            idle = find_idle(channels, known)
             chosen, found, refusals = self._choose(channels, idle)
             if chosen:
                 saved = remove_idle_classes(channels, idle, chosen)
@@ -114,7 +116,7 @@ class RemoveIdle:
                 changes += found
                 refused.clear()
             refused |= {(change.where[0], change.guard): change for change in refusals}
-            quiet, last = (0, None) if chosen else (quiet + 1, channels)
+            quiet, last, known = (0, None, None) if chosen else (quiet + 1, channels, known)
             if quiet > len(views):
                 break
         return [*changes, *refused.values(), *misnamed]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -26,7 +27,7 @@ from onnxslim_core.ops.consts import Consts
 from onnxslim_core.ops.flow import Flow
 from onnxslim_core.ops.table import rule_of
 
-__all__ = ["Idle", "find_idle", "idle_weight", "remove_idle_classes"]
+__all__ = ["Idle", "Known", "find_idle", "idle_weight", "remove_idle_classes"]
 
 Flags = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -61,24 +62,51 @@ class Idle:
         return found | dict.fromkeys(self.duplicate, "duplicate")
 
 
-def find_idle(channels: ChannelGraph) -> Idle:
-    """Which free classes can go exactly, and how."""
-    sums = sums_of(channels, Consts(channels.flow, rule_of))
+class Known:
+    """What is known about the values of a walk, whatever the view: found out once for all of them.
+
+    Args:
+        flow: The walk.
+    """
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+
+    @cached_property
+    def consts(self) -> Consts:
+        """Constant channels."""
+        return Consts(self._flow, rule_of)
+
+    @cached_property
+    def numbers(self) -> Numbers:
+        """Equal channels."""
+        return Numbers(self._flow)
+
+
+def find_idle(channels: ChannelGraph, known: Known | None = None) -> Idle:
+    """Which free classes can go exactly, and how.
+
+    Args:
+        channels: The graph.
+        known: Of its walk, where the caller has looked at another view of it already.
+    """
+    known = Known(channels.flow) if known is None else known
+    sums = sums_of(channels, known.consts)
     zero, constant, mergeable = (_free(channels) for _ in range(3))
     for each in sums:
-        known = np.isfinite(each.values) & (each.weights is not None)
+        settled = np.isfinite(each.values) & (each.weights is not None)
         _forbid(zero, each.classes, each.counts)
-        _forbid(constant, each.classes, each.counts & ~(known & each.plain))
-        _forbid(mergeable, each.classes, each.counts & ~(known & _is_own(each)))
+        _forbid(constant, each.classes, each.counts & ~(settled & each.plain))
+        _forbid(mergeable, each.classes, each.counts & ~(settled & _is_own(each)))
     constant &= ~zero
     idle = Idle(sums, zero=np.flatnonzero(zero).tolist(), constant=np.flatnonzero(constant).tolist())
     _merge_constants(idle, mergeable & ~zero & ~constant)
-    _find_duplicates(channels, idle)
+    _find_duplicates(channels, idle, known)
     _find_unfit(channels, idle)
     return idle
 
 
-def idle_weight(flow: Flow) -> View | None:
+def idle_weight(flow: Flow, consts: Consts) -> View | None:
     """The view that lets most idle weight go, where an array can be cut along several axes; None where none can.
 
     An atom is taken for idle by itself, before anything is decided. That finds widths of heads beside a table that has
@@ -89,7 +117,7 @@ def idle_weight(flow: Flow) -> View | None:
         return None
     apart = ChannelGraph(flow, Classes(of, np.zeros(len(of), np.bool_), {}))
     idle, products = np.ones(len(of), np.bool_), []
-    for each in sums_of(apart, Consts(flow, rule_of)):
+    for each in sums_of(apart, consts):
         known = np.isfinite(each.values) & (each.weights is not None) & each.plain
         if each.weights is None:
             products.append(each)
@@ -168,10 +196,9 @@ def _merge_constants(idle: Idle, candidates: Flags) -> None:
 
 
 # ---------------------------------------------------------------------- duplicates
-def _find_duplicates(channels: ChannelGraph, idle: Idle) -> None:
+def _find_duplicates(channels: ChannelGraph, idle: Idle, known: Known) -> None:
     """Classes that hold the same at the same sums, each of them with weights that can be added up."""
-    numbers = Numbers(channels.flow)
-    idle.numbers = [arranged(channels, numbers, each.sink) for each in idle.sums]
+    idle.numbers = [arranged(channels, known.numbers, each.sink) for each in idle.sums]
     able = np.ones(len(channels.classes.of), np.bool_)
     able[[*idle.kinds(), *idle.merged.values()]] = False
     for labels in channels.flow.unseen:

@@ -112,7 +112,14 @@ class Numbers(Consts):
 
     def _fresh(self, columns: list[Values]) -> Values:
         """A new number for every distinct combination; NaN where a part has none."""
-        arrays = np.broadcast_arrays(*columns)
+        alike = all(column.shape == columns[0].shape for column in columns[1:])
+        arrays = columns if alike else np.broadcast_arrays(*columns)
+        if arrays[0].size <= _FEW:
+            seen: dict[tuple[float, ...], int] = {}
+            rows = zip(*(array.reshape(-1).tolist() for array in arrays), strict=True)
+            numbers = [np.nan if any(x != x for x in row) else seen.setdefault(row, len(seen)) for row in rows]
+            first, self._next = self._next, self._next + len(numbers)
+            return np.array(numbers, np.float64).reshape(arrays[0].shape) + first
         code, unknown = np.zeros(arrays[0].size, np.int64), np.zeros(arrays[0].size, np.bool_)
         for array in arrays:
             values, which = np.unique(array.reshape(-1), return_inverse=True)
@@ -174,5 +181,8 @@ def _distinct(rows: NDArray[np.generic]) -> Values:
     """A number per row, equal where the rows are equal bit by bit."""
     if rows.shape[1] == 0:
         return np.zeros(len(rows))
+    if len(rows) <= _FEW:
+        seen: dict[bytes, int] = {}
+        return np.array([seen.setdefault(row.tobytes(), len(seen)) for row in rows], np.float64)
     whole = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))
     return np.unique(whole.reshape(-1), return_inverse=True)[1].astype(np.float64)
