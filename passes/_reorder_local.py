@@ -378,6 +378,9 @@ def rows_in_order(node: ir.Node, model: ir.Model, known: Known) -> Move | None:
     weight = constant(value)
     if perm is None or sizes is None or perm[0] != 0 or value is None or weight is None or weight.ndim != 2:
         return None
+    real = [axis for axis in perm if sizes[axis] != 1]
+    if real == sorted(real):
+        return None  # `flat_anyway` needs no other weight
     counts = [size for size in sizes[1:] if isinstance(size, int)]
     rows = 1 if is_op(node, "Gemm") and attribute(node, "transB", 0) else 0
     if len(counts) != len(sizes) - 1 or math.prod(counts) != weight.shape[rows]:
