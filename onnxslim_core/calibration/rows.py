@@ -97,12 +97,12 @@ def output_shape(node: ir.Node, shape: tuple[int, ...], n: int) -> tuple[int, ..
     mode = str(verbs.attribute(node, "auto_pad", "NOTSET"))
     if given is not None:
         return shape[0], n, *given[-len(kernel) :]
-    if mode in ("SAME_UPPER", "SAME_LOWER"):
-        return shape[0], n, *(shape[2 + i] * strides[i] for i in range(len(kernel)))
     sides = verbs.attribute(node, "pads", (0,) * (2 * len(kernel))) if mode != "VALID" else (0,) * (2 * len(kernel))
     extra = verbs.attribute(node, "output_padding", (0,) * len(kernel))
-    cut = [sides[i] + sides[i + len(kernel)] for i in range(len(kernel))]
-    return shape[0], n, *(strides[i] * (shape[2 + i] - 1) + extra[i] + far[i] - cut[i] for i in range(len(kernel)))
+    whole = [strides[i] * (shape[2 + i] - 1) + extra[i] + far[i] for i in range(len(kernel))]
+    if mode in ("SAME_UPPER", "SAME_LOWER"):  # nothing is cut off where the kernel is shorter than the stride
+        return shape[0], n, *(min(strides[i] * shape[2 + i], whole[i]) for i in range(len(kernel)))
+    return shape[0], n, *(whole[i] - sides[i] - sides[i + len(kernel)] for i in range(len(kernel)))
 
 
 def output_rows(node: ir.Node, y: NDArray[np.generic], at: Positions) -> Array:

@@ -177,10 +177,13 @@ def test_apoz_removes_the_most_silent_first() -> None:
 def descended(gram: Floats, cross: Floats, level: float) -> Floats:
     """The LASSO solution at one lambda, by coordinate descent."""
     beta = np.zeros(len(cross))
-    for _ in range(2000):
+    for _ in range(20_000):
+        before = beta.copy()
         for i in range(len(cross)):
             rest = cross[i] - gram[i] @ beta + gram[i, i] * beta[i]
             beta[i] = np.sign(rest) * max(abs(rest) - level, 0.0) / gram[i, i]
+        if np.abs(beta - before).max() <= 1e-13:
+            break
     return beta
 
 
