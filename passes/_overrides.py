@@ -12,8 +12,9 @@ from typing import Any, Protocol, TypeVar
 
 from onnxslim_core.channels.groups import ChannelGraph, Group
 from onnxslim_core.rewrite import Change, Override
+from onnxslim_core.search.widths import Limits
 
-__all__ = ["kept_by", "unmatched", "with_overrides"]
+__all__ = ["kept_by", "limits_of", "unmatched", "with_overrides"]
 
 
 class _Overridden(Protocol):
@@ -25,6 +26,22 @@ class _Overridden(Protocol):
 
 
 _P = TypeVar("_P", bound=_Overridden)
+
+
+class _Limited(_Overridden, Protocol):
+    """A pass with limits to widths."""
+
+    @property
+    def round_to(self) -> int | str:
+        """See `Limits`."""
+
+    @property
+    def max_ratio(self) -> float:
+        """See `Limits`."""
+
+    @property
+    def min_width(self) -> int:
+        """See `Limits`."""
 
 
 def _makers(group: Group) -> list[str]:
@@ -42,6 +59,19 @@ def with_overrides(step: _P, group: Group) -> _P:
         if override.glob_for(names) is not None:
             options |= override.options
     return replace(step, override=(), **options)  # type: ignore[type-var]
+
+
+def limits_of(step: _Limited) -> Limits:
+    """The limits of a pass to widths, group by group where it has overrides."""
+    known: dict[str, Limits] = {}
+
+    def of_group(group: Group) -> Limits:
+        if group.name not in known:
+            own = with_overrides(step, group)
+            known[group.name] = Limits(own.round_to, own.max_ratio, own.min_width)
+        return known[group.name]
+
+    return Limits(step.round_to, step.max_ratio, step.min_width, of_group if step.override else None)
 
 
 def kept_by(step: _Overridden, group: Group) -> str | None:

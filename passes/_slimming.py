@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -60,7 +61,10 @@ from onnxslim_core.search.plan import Costs, Row, Term, Unit, choose, loss_of
 from onnxslim_core.search.segments import segment_of
 from onnxslim_core.search.widths import Limits
 
-__all__ = ["Demand", "Slimming"]
+__all__ = ["ALLOCATIONS", "FORMS", "Demand", "Slimming"]
+
+ALLOCATIONS = ("uniform", "global", "macs", "latency", "sensitivity")
+FORMS = ("width", "gone")
 
 Reader = tuple[Consumer, Moments]
 Choice = tuple[int, ...]
@@ -91,7 +95,8 @@ class Demand:
         forms: Kinds of options: "width", "gone".
         criterion: The order in which channels of a group go.
         limits: The grid of widths and the least that stays.
-        repair: `least_squares` or `none`.
+        repair: A row of `REPAIRS`, or `none`.
+        ignored: Globs over nodes; a branch that holds one of them stays.
     """
 
     name: str
@@ -102,6 +107,7 @@ class Demand:
     criterion: str
     limits: Limits
     repair: str
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,7 +154,10 @@ class Slimming:
         self.refused: list[Change] = []
         self.units: list[Unit] = []
         self._homes: list[Group | Branch] = []
-        self._branches = branches_of(self.model, dict(channels.flow.shapes.shape)) if "gone" in demand.forms else []
+        self._branches: list[Branch] = []
+        if "gone" in demand.forms:
+            shapes = dict(channels.flow.shapes.shape)
+            self._branches = [b for b in branches_of(self.model, shapes) if not _named(b.nodes, demand.ignored)]
 
     def run(self) -> list[Change]:
         """Plan, carry out, and say what was done."""
@@ -162,11 +171,41 @@ class Slimming:
                 return self._timed(self._costs())
             return self._best(self._costs())
 
+    def drop_one_by_one(self, count: int) -> list[Change]:
+        """Drop the branch that costs least, then the one that costs least without it, and so on."""
+        with threadpool_limits(self.context.threads):
+            self._gather()
+            if not self.units:
+                reason = "no branch starts from the very tensor that it is added to, and serves nothing else"
+                return [Change(self.demand.name, (), "drop blocks", reason=reason, guard="has_blocks")]
+            losses = {number: unit.rows[1].loss for number, unit in enumerate(self.units)}
+            gone: list[int] = []
+            while losses and len(gone) < count:
+                self.context.progress("drop blocks", len(gone), count)
+                gone.append(min(losses, key=lambda number: losses[number]))
+                losses = self._without(gone) if len(gone) < count else {}
+            choice = tuple(int(number in gone) for number in range(len(self.units)))
+            return self._finish([choice], self._costs())
+
+    def _without(self, gone: Sequence[int]) -> dict[int, float]:
+        """What each further branch would cost, with these gone; by number of the unit."""
+        work = self.model.clone()
+        branches = _here(work, self._branches)
+        for number in gone:
+            drop(work, branches[number])
+        left = [number for number in range(len(branches)) if number not in gone]
+        tails = Tails(work, self.probe, [[branches[n].add] for n in left], self.context.threads, self.tails.answers())
+        found = {}
+        for number in left:
+            found[number] = tails.lost({}, zeroed=branches[number].result)
+            tails.done([branches[number].add])
+        return found
+
     # ------------------------------------------------------------------------------------------ rows
     def _gather(self) -> None:
         """A unit per group and per branch, with what every row loses."""
         context, flow = self.context, self.channels.flow
-        self._consumers = consumers_of(self.channels)
+        self._consumers = consumers_of(self.channels) if self.groups else {}
         self._moments = study(
             self.model, self.fit, self._consumers, seed=context.seed, threads=context.threads, progress=context.progress
         )
@@ -291,6 +330,10 @@ class Slimming:
             widths = [what.width - len(row.payload.classes) for row in rows[1:]]
             variants = None if segment is None else segment.at_widths(what, widths)
             if segment is None or variants is None:
+                # nobody knows what these widths would save, so they are no options
+                self.units[number] = Unit(self.units[number].name, rows[:1])
+                reason = "the part of the model in which it lives cannot be timed alone"
+                self._refuse(self.units[number].name, f"prune {what.width} channels", "part_timed", reason)
                 continue
             full, *left = table.left(segment.proto, variants, segment.sample)
             own = [node for node in segment.nodes if node in weight]
@@ -443,7 +486,7 @@ class Slimming:
         """
         work = self.model.clone()
         widths, branches = self._chosen(choice)
-        for branch in _here(work, branches, self.channels):
+        for branch in _here(work, branches):
             drop(work, branch)
         at_once: dict[str, tuple[Group, Consumer, int]] = {}
         rows: dict[str, NDArray[np.bool_]] = {}
@@ -474,8 +517,7 @@ class Slimming:
             return found
 
         nodes = [*at_once, *rows, *self._last_layers()]
-        if branches:
-            nodes += [str(node.name) for node in work.graph if is_linear(node) and target_of(node)[1] is not None]
+        nodes += self._ends_after(branches)
         if self.demand.repair == "none":
             for node in work.graph:
                 if (used := rows.get(str(node.name))) is not None:
@@ -495,6 +537,17 @@ class Slimming:
         job.run(self.context.progress)
         weights = {str(node.name): (weights_of(node), _own_bias(node)) for node in job.mended}
         return _Mended(choice, classes, weights, self._lost(work))
+
+    def _ends_after(self, branches: Sequence[Branch]) -> list[str]:
+        """Ends of later branches: each corrects the stream that has lost one."""
+        dropped = {branch.add for branch in branches}
+        after = False
+        names = []
+        for node in self.model.graph:
+            after = after or node in dropped
+            if after and is_linear(node) and target_of(node)[1] is not None:
+                names.append(str(node.name))
+        return names
 
     def _last_layers(self) -> list[str]:
         """Linear nodes whose answer is an answer of the model, where the samples say enough to solve for them.
@@ -521,7 +574,7 @@ class Slimming:
         work = self.model.clone()
         channels = twin_of(self.channels, work)
         widths, branches = self._chosen(choice)
-        ends = _here(work, branches, self.channels)
+        ends = _here(work, branches)
         remove_atoms(channels, channels.gone([int(root) for width in widths for root in width.classes]))
         for branch in ends:
             drop(work, branch)
@@ -539,11 +592,11 @@ class Slimming:
         kept = kept_outputs(channels, gone)
         saved = remove_atoms(channels, gone)
         note_kept(self.model, kept)
-        for branch in _here(self.model, branches, self.channels):
+        for branch in _here(self.model, branches):
             drop(self.model, branch)
         what = f"remove {len(best.classes)} channels in all, repair {self.demand.repair}"
         what = f"drop {len(branches)} blocks and {what}" if branches else what
-        details = {"macs_ratio": macs / max(self.channels.macs(), 1), **shown}
+        details = {"macs_ratio": macs / max(self.channels.macs(), 1), **shown} if not branches else shown
         return Change(self.demand.name, (), what, bytes_saved=saved, details=details)
 
     def _lost(self, model: ir.Model) -> float:
@@ -555,6 +608,8 @@ class Slimming:
         changes = []
         for unit, row, what in zip(self.units, choice, self._homes, strict=True):
             chosen = unit.rows[row]
+            if len(unit.rows) == 1:
+                continue
             if row == 0:
                 action = f"prune {what.width} channels" if isinstance(what, Group) else "drop the block"
                 reason = "the plan takes as much elsewhere, where less is lost"
@@ -591,7 +646,11 @@ def _own_bias(node: ir.Node) -> NDArray[np.float64]:
     return bias_of(node, weights_of(node).shape[1])
 
 
-def _here(model: ir.Model, branches: Sequence[Branch], channels: ChannelGraph) -> list[Branch]:
+def _named(nodes: Sequence[ir.Node], globs: Sequence[str]) -> bool:
+    return any(fnmatchcase(str(node.name), glob) for node in nodes for glob in globs)
+
+
+def _here(model: ir.Model, branches: Sequence[Branch]) -> list[Branch]:
     """The same branches in a copy, or in the model as it is by now."""
     ends = {branch.add.name for branch in branches}
     add = {node.name: node for node in model.graph if node.name in ends}

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar, final
 
 import onnx_ir as ir
@@ -30,10 +29,8 @@ import onnx_ir as ir
 from onnxslim_core.calibration.batches import stacked
 from onnxslim_core.calibration.consumers import kept_outputs, nodes_reading, note_kept
 from onnxslim_core.channels.biases import add_shifts
-from onnxslim_core.channels.boxes import settle
-from onnxslim_core.channels.groups import ChannelGraph, Group, atom_mass
+from onnxslim_core.channels.groups import ChannelGraph, Group
 from onnxslim_core.channels.removal import remove_atoms
-from onnxslim_core.channels.trace import trace
 from onnxslim_core.criteria.bn_scale import has_scale
 from onnxslim_core.criteria.table import CRITERIA, SAMPLED
 from onnxslim_core.errors import RecipeError, UnsupportedModel
@@ -41,10 +38,10 @@ from onnxslim_core.repair.bias import expected_shifts
 from onnxslim_core.repair.sequential import Refit
 from onnxslim_core.repair.table import REPAIRS
 from onnxslim_core.rewrite import Change, Context, Kind, Override
-from onnxslim_core.search.views import least_loss, maker_energy
 from onnxslim_core.search.widths import ALLOCATIONS, Candidate, Limits, Plan, allocate, share_kept
 
-from ._overrides import kept_by, unmatched, with_overrides
+from ._groups import analysed, free_groups
+from ._overrides import limits_of, with_overrides
 from ._slimming import Demand, Slimming
 
 __all__ = ["PruneChannels"]
@@ -117,11 +114,12 @@ class PruneChannels:
             reason = f"{what} needs samples of real inputs: give --data"
             return [Change(self.name, (), "prune channels", reason=reason, guard="data_given")]
         try:
-            channels = self._analyse(model, context)
+            share = self._amount() if self.allocation == "uniform" else 1 - self._amount()
+            channels = analysed(model, context, share)
         except UnsupportedModel as err:
             return [Change(self.name, (), "prune channels", reason=str(err), guard="sizes_known")]
-        limits = self._limits()
-        groups, refused = self._groups(channels)
+        limits = limits_of(self)
+        groups, refused = free_groups(self, channels)
         if self.criterion in SAMPLED or self.allocation in _MEASURED:
             return Slimming(channels, groups, self._demand(limits), context).run() + refused
         groups, more = self._comparable(groups)
@@ -176,53 +174,10 @@ class PruneChannels:
         """The share of a group that goes, where an override says so."""
         return with_overrides(self, group).ratio if self.override else None
 
-    def _limits(self) -> Limits:
-        known: dict[str, Limits] = {}
-
-        def of_group(group: Group) -> Limits:
-            if group.name not in known:
-                own = with_overrides(self, group)
-                known[group.name] = Limits(own.round_to, own.max_ratio, own.min_width)
-            return known[group.name]
-
-        return Limits(self.round_to, self.max_ratio, self.min_width, of_group if self.override else None)
-
     def _amount(self) -> float:
         if self.allocation == "uniform":
             return 0.25 if self.ratio is None else self.ratio
         return 1.0 if self.target is None else self.target
-
-    def _analyse(self, model: ir.Model, context: Context) -> ChannelGraph:
-        flow = trace(model, context.samples[0] if context.samples else None)
-        share = self._amount() if self.allocation == "uniform" else 1 - self._amount()
-        view = least_loss(maker_energy(flow), min(max(share, 0.1), 0.9))
-        return ChannelGraph(flow, settle(flow.atoms, view, atom_mass(flow)))
-
-    def _groups(self, channels: ChannelGraph) -> tuple[list[Group], list[Change]]:
-        """Groups that may be cut, and why the others may not."""
-        groups, refused = [], unmatched(self.name, self.override, channels)
-        for group in channels.groups:
-            action = f"prune {group.width} channels"
-            if not group.free.any():
-                reason = "stays" if group.reason is None else f"{group.reason.node}: {group.reason.text}".lstrip(": ")
-                refused.append(Change(self.name, (group.name,), action, reason=reason, guard="channels_are_free"))
-            elif (glob := self._ignored_by(group)) is not None:
-                reason = f"'{glob}' is ignored"
-                refused.append(Change(self.name, (group.name,), action, reason=reason, guard="not_ignored"))
-            elif (glob := kept_by(self, group)) is not None:
-                reason = f"an override keeps '{glob}'"
-                refused.append(Change(self.name, (group.name,), action, reason=reason, guard="not_ignored"))
-            else:
-                groups.append(group)
-        return groups, refused
-
-    def _ignored_by(self, group: Group) -> str | None:
-        if not self.ignored:
-            return None
-        names = {group.name, *(str(node.name) for node in (*group.producers, *group.consumers))}
-        for use in group.uses:
-            names |= {str(use.constant.name), str(use.node.name)}
-        return next((glob for glob in self.ignored for name in sorted(names) if fnmatchcase(name, glob)), None)
 
     def _comparable(self, groups: list[Group]) -> tuple[list[Group], list[Change]]:
         """Groups whose scores mean the same: a scale and the norm of a filter do not."""

@@ -31,10 +31,16 @@ class Tails:
         sets: The sets of linear nodes that will be asked about, in the order of the graph; each is asked about until
             `done` is said of it.
         threads: For onnxruntime.
+        answers: What answers are held against; the model's own where not given.
     """
 
     def __init__(
-        self, model: ir.Model, batches: Sequence[Sample], sets: Sequence[Collection[ir.Node]], threads: int = 1
+        self,
+        model: ir.Model,
+        batches: Sequence[Sample],
+        sets: Sequence[Collection[ir.Node]],
+        threads: int = 1,
+        answers: Answers | None = None,
     ) -> None:
         self._model = model
         self._threads = threads
@@ -44,7 +50,7 @@ class Tails:
         self._walk.reserve(self._outputs)
         for nodes in sets:
             self._walk.reserve(self._open(nodes)[1])
-        self._answers: Answers | None = None
+        self._answers = answers
 
     def lost(self, swaps: Mapping[ir.Node, Swap], zeroed: ir.Value | None = None) -> float:
         """Squared error of the answers over their variance.
