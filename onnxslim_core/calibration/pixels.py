@@ -82,7 +82,8 @@ def decode(data: bytes, name: str, gray: bool) -> Image:
     def read(image: Image.Image) -> Image.Image:
         image.load()
         upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I;16"):
+        # 16-bit grey of a PNG is mode I in older versions of Pillow
+        if upright.mode.startswith("I;16") or (upright.mode == "I" and image.format == "PNG"):
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         elif upright.mode in ("I", "F"):
             raise DataError(f"image '{name}' has {upright.mode} pixels of 32 bits", "save such data as .npy")

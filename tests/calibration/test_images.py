@@ -164,11 +164,11 @@ def test_images_are_turned_upright(tmp_path: Path) -> None:
     np.testing.assert_array_equal(only(source)[0], np.rot90(np.asarray(picture(0)), -1).transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16", "I;16.png"])
 def test_modes(tmp_path: Path, mode: str) -> None:
     (tmp_path / "p").mkdir()
-    path = tmp_path / "p" / "a.tif"
-    if mode == "I;16":
+    path = tmp_path / "p" / ("a.png" if mode.endswith(".png") else "a.tif")
+    if mode.startswith("I;16"):
         Image.fromarray(np.arange(320, dtype=np.uint16).reshape(16, 20) * 200).save(path)
         expected = (np.arange(320).reshape(16, 20) * 200 // 256).astype(np.float32)[..., None].repeat(3, -1)
     else:
