@@ -247,17 +247,23 @@ class Job:
                 if shared is None or self.apart or not planned.exact:
                     with self.clock("passes"):
                         shared = last.model.copy()
-                found.append(self._step(planned, last, shared))
+                found.append(self._step(planned, last, shared, self._before_lossy(found)))
                 if not planned.exact:
                     shared = None  # what was judged must not change any more
         return found
 
-    def _step(self, planned: _Planned, last: _State, work: Model) -> _State:
+    def _before_lossy(self, states: Sequence[_State]) -> Model | None:
+        """The model as it was before the first lossy step that holds."""
+        lossy = (number for number in self._moved(states) if not self.plan[number - 1].exact)
+        first = next(lossy, None)
+        return None if first is None else states[first - 1].model
+
+    def _step(self, planned: _Planned, last: _State, work: Model, whole: Model | None) -> _State:
         """Run one step on a copy of the state before it, tidy up, and judge it if it is lossy."""
         began = time.perf_counter()
         work.seal(False)
         with self.clock("passes"):
-            context = self._context(last.notes)
+            context = self._context(last.notes, whole)
             changes = self._fit(planned.step).run(work.ir, context) if planned.step is not None else []
             resting = self._resting(planned.step, changes, last.resting)
             if planned.tidy:
@@ -305,7 +311,7 @@ class Job:
             return step
         return dataclasses.replace(step, max_growth=0)  # type: ignore[type-var]
 
-    def _context(self, notes: Mapping[str, Any]) -> Context:
+    def _context(self, notes: Mapping[str, Any], whole: Model | None) -> Context:
         """What a pass is handed; each step has its own notes, so that those of a step taken back go with it."""
         return Context(
             samples=self.feeds.deciding,
@@ -316,6 +322,7 @@ class Job:
             progress=self.progress,
             parts=(self.budget or Budget()).parts,
             latency=self._probe if self.times else None,
+            reference=None if whole is None else whole.ir,
             notes={key: copy.copy(value) for key, value in notes.items()},
         )
 
