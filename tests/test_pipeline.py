@@ -170,7 +170,9 @@ def test_exact_by_default_and_the_same_answers(tmp_path: Path) -> None:
     assert [step.name for step in result.report.steps] == [
         "normalize",
         "fold_constants",
+        "reorder",
         "fuse_batchnorm",
+        "merge_convs",
         "remove_idle",
     ]
     assert result.report.verified
