@@ -19,6 +19,9 @@ __all__ = ["curve", "path"]
 
 Floats = NDArray[np.float64]
 
+_DEPENDENT = 1e-8
+"""A variable of which the others leave less than this share of its square says nothing of its own."""
+
 
 def curve(readers: Readers, classes: NDArray[np.int32], setting: Setting) -> Curve:
     """The last to join the path is the first to go; before it those that never join, the least energy first."""
@@ -50,9 +53,11 @@ def path(gram: Floats, cross: Floats) -> list[tuple[int, float]]:
             new = int(free[np.argmax(np.abs(rest[free]))])
             if abs(rest[new]) <= floor:
                 break
+            outside[new] = False
+            if not inside.add(new):
+                continue  # those that are in say the same already
             joined.append((new, float(abs(rest[new]))))
-            inside.add(new)
-            signs[new], outside[new] = np.sign(rest[new]), False
+            signs[new] = np.sign(rest[new])
             free = free[free != new]
         active = inside.members
         level = float(np.abs(rest[active]).max(initial=0.0))
@@ -85,15 +90,18 @@ class _Active:
         self.members: list[int] = []
         self.inverse = np.empty((0, 0))
 
-    def add(self, new: int) -> None:
-        """One joins, at the end."""
+    def add(self, new: int) -> bool:
+        """One joins, at the end; not where it is a combination of those that are in."""
         side = self._gram[self.members, new]
         way = self.inverse @ side
-        rest = max(float(self._gram[new, new] - side @ way), 1e-300)
+        rest = float(self._gram[new, new] - side @ way)
+        if rest <= _DEPENDENT * self._gram[new, new]:
+            return False
         way = np.append(way, -1.0)
         self.members.append(new)
         self.inverse = np.pad(self.inverse, (0, 1)) + np.outer(way, way) / rest
         self._refresh()
+        return True
 
     def drop(self, place: int) -> None:
         """One leaves, by its place."""

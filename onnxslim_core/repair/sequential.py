@@ -199,7 +199,7 @@ class Refit:
 
     def _fit(self, task: _Task, values: Sequence[ir.Value]) -> None:
         node, weights, taps = task.node, weights_of(task.node), taps_of(task.node)
-        sums = Sums()
+        sums = Sums(taps)
         for (at, target, shape), (x, *stream) in zip(task.rows, self._walk.each(values), strict=True):
             rows = target
             if stream:

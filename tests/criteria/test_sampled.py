@@ -200,6 +200,18 @@ def test_the_lasso_path_joins_where_coordinate_descent_does(seed: int) -> None:
         assert abs(descended(gram, cross, level * 0.999)[number]) > 1e-9
 
 
+def test_the_lasso_path_goes_round_what_is_there_twice() -> None:
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(60, 9)) @ rng.normal(size=(9, 9))
+    z[:, 4], z[:, 7] = z[:, 1], z[:, 0] + z[:, 2]
+    y = z @ rng.normal(size=9)
+    with np.errstate(all="raise"):
+        joined = [number for number, _ in lasso.path(z.T @ z / 60, z.T @ y / 60)]
+    assert len({*joined} & {1, 4}) == 1
+    assert len({*joined} & {0, 2, 7}) == 2
+    assert {3, 5, 6, 8} <= {*joined}
+
+
 def test_trial_goes_by_what_is_measured() -> None:
     pair, _, _ = reader(6, 1, 5, 25)
     lost = {10: 3.0, 11: 1.0, 12: float("nan"), 13: 0.5, 14: 2.0, 15: 9.0}
