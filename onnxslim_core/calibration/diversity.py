@@ -7,7 +7,6 @@ it was fitted on promises too much: on crops of its own twenty photos a cut netw
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -17,8 +16,12 @@ from onnxslim_core.rewrite import Sample
 
 __all__ = ["advised_ridge", "distinct", "folds", "halves", "looks_like_noise", "shortage"]
 
-WEAK_RIDGE, STRONG_RIDGE = 1e-4, 1e-1
-"""Relative to the mean of the covariance's diagonal: with origins enough, and with a tenth of them or less."""
+WEAK_RIDGE, STRONG_RIDGE = 1e-2, 1e-1
+"""Relative to the mean of the covariance's diagonal: with nearly enough origins, and with half of them or less.
+
+ResNet-56 at .6 of the multiply-adds, 256 crops of n images, widest group 64, cosine of the logits on other images with
+a ridge of 1e-4 and of 1e-1: n = 4 .796 and .859, 8 .877 and .936, 16 .928 and .959, 32 .963 and .971.
+"""
 
 NOISE = 0.05
 """Neighbouring pixels of white noise correlate less than this, those of pictures and spectrograms more."""
@@ -29,17 +32,21 @@ def distinct(origins: Sequence[int]) -> int:
     return len(set(origins))
 
 
-def advised_ridge(origins: Sequence[int], widest: int) -> float:
-    """The least ridge that is safe with so many different origins, relative to the mean of the covariance's diagonal.
+def advised_ridge(origins: Sequence[int], widest: int) -> float | None:
+    """The ridge for few different origins, relative to the mean of the covariance's diagonal.
 
-    1e-4 where there are as many origins as channels or more, 1e-1 with a tenth of them or less, geometrically between.
+    1e-1 where there are half as many origins as channels or fewer, falling geometrically to 1e-2 where there are as many.
 
     Args:
         origins: Of the samples, parallel to them.
         widest: Channels of the group, or of the widest of several.
+
+    Returns:
+        The ridge, or None where the usual one will do (`Moments.ridge`): origins enough, or none that are known.
     """
-    share = distinct(origins) / max(widest, 1)
-    position = min(max(-math.log10(max(share, 1e-9)), 0.0), 1.0)
+    if not origins or distinct(origins) >= widest:
+        return None
+    position = min(2 - 2 * distinct(origins) / widest, 1.0)
     return float(WEAK_RIDGE * (STRONG_RIDGE / WEAK_RIDGE) ** position)
 
 
