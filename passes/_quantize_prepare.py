@@ -18,7 +18,7 @@ _OPSET = 13
 
 
 def prepare(model: ir.Model, context: Context) -> None:
-    """Raise the opset, fuse BatchNormalization, let convolutions pad by themselves.
+    """Raise the opset, fuse BatchNormalization, let convolutions pad by themselves, divide by multiplying.
 
     The answers stay but for rounding, of which an 8-bit step is a thousand times the size.
 
@@ -30,6 +30,25 @@ def prepare(model: ir.Model, context: Context) -> None:
     for node in list(model.graph):
         if verbs.is_op(node, "Pad"):
             _pad_inside(node)
+        elif verbs.is_op(node, "Div"):
+            _div_to_mul(model, node)
+
+
+def _div_to_mul(model: ir.Model, node: ir.Node) -> None:
+    """Division by one constant number becomes a product, for which there is an 8-bit kernel."""
+    divisor = verbs.array_of(node.inputs[1])
+    if divisor is None or divisor.dtype != np.float32 or divisor.size != 1 or not divisor.all():
+        return
+    with np.errstate(over="ignore"):
+        factor = np.float32(1) / divisor
+    if not np.isfinite(factor).all() or not factor.all():
+        return
+    names = verbs.Names(model)
+    made = verbs.add_constant(model.graph, names, factor.astype(np.float32), f"{node.name}/factor")
+    product = verbs.add_node(names, "Mul", [node.inputs[0], made], before=node)
+    product.outputs[0].type, product.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+    verbs.replace(node.outputs[0], product.outputs[0], names)
+    verbs.remove(node)
 
 
 def _pad_inside(node: ir.Node) -> None:

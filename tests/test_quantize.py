@@ -46,7 +46,9 @@ class Net:
         given = {"kernel_shape": [size] * 2, "pads": [size // 2] * 4, **attributes}
         return self.op("Conv", [x, f"{name}.w", f"{name}.b"], name, **given)
 
-    def model(self, x: Sequence[object], y: Sequence[object], outputs: Sequence[str] = ("y",), opset: int = 17) -> Any:
+    def model(
+        self, x: Sequence[str | int], y: Sequence[str | int], outputs: Sequence[str] = ("y",), opset: int = 17
+    ) -> onnx.ModelProto:
         graph = helper.make_graph(
             self.nodes,
             "g",
@@ -54,7 +56,8 @@ class Net:
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, y) for name in outputs],
             self.weights,
         )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        made: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        return made
 
 
 def residual(opset: int = 17) -> onnx.ModelProto:
@@ -63,7 +66,7 @@ def residual(opset: int = 17) -> onnx.ModelProto:
     stem = net.op("Relu", [net.conv("x", "stem", 16, 3)], "stem.r")
     a = net.conv(stem, "a", 24, 16, 1)
     if opset >= 11:
-        net.put("lo", np.float32(0)), net.put("hi", np.float32(6))
+        net.put("lo", np.array(0, np.float32)), net.put("hi", np.array(6, np.float32))
         a = net.op("Clip", [a, "lo", "hi"], "a.c")
     d = net.op("Relu", [net.conv(a, "d", 24, 1, 3, group=24)], "d.r")
     b = net.conv(d, "b", 16, 24, 1)
@@ -217,7 +220,7 @@ def detector() -> onnx.ModelProto:
     """Boxes in pixels and scores below one in one output: [n, 4 + 3, cells]."""
     net = Net(5)
     stem = net.op("Relu", [net.conv("x", "stem", 16, 3)], "stem.r")
-    boxes = net.op("Mul", [net.conv(stem, "boxes", 4, 16, 1), net.put("size", np.float32(300))], "boxes.px")
+    boxes = net.op("Mul", [net.conv(stem, "boxes", 4, 16, 1), net.put("size", np.array(300, np.float32))], "boxes.px")
     scores = net.op("Sigmoid", [net.conv(stem, "scores", 3, 16, 1)], "scores.s")
     joined = net.op("Concat", [boxes, scores], "joined", axis=1)
     net.op("Reshape", [joined, net.put("shape", np.array([0, 7, -1], np.int64))], "y")
@@ -233,7 +236,9 @@ def test_scores_are_judged_beside_boxes(declared: bool) -> None:
     blind = load(model)
     for node in blind.ir.graph:  # boxes are right, every score is off
         if node.name == "scores":
-            node.inputs[1].const_value = ir.Tensor(-node.inputs[1].const_value.numpy())
+            weight = node.inputs[1]
+            assert weight is not None and weight.const_value is not None
+            weight.const_value = ir.Tensor(-weight.const_value.numpy())
     score = judge.look(blind.ir)
     assert score.parts["y"] > 0.9999 and score.cosine < 0.99 and score.damage > 1
     assert set(score.parts) == {"y", *(("y.boxes", "y.scores") if declared else ("y.first", "y.rest"))}

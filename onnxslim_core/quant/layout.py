@@ -159,7 +159,9 @@ def _belongs(node: ir.Node, nodes: Collection[ir.Node], chosen: Collection[ir.No
     made = [v.producer() in nodes for i in activations(node) if (v := node.inputs[i]) is not None and v.producer()]
     if not any(made):
         return False
-    if node.op_type in BOUND:
+    first = node.inputs[0]
+    maker = first.producer() if first is not None else None
+    if node.op_type in BOUND and maker is not None and maker in chosen:
         return True
     return any(user in nodes for user, _ in verbs.users_of(node.outputs[0])[0])
 

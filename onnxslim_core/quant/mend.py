@@ -38,7 +38,7 @@ Floats = NDArray[np.float64]
 
 _LARGEST = 2400
 """Inputs per output above which only the bias is mended: the inverse of the moments would take minutes."""
-_ROWS = (3000, 16000)
+_ROWS = (3000, 8000)
 _RIDGE = 3e-3
 _DAMP = 1e-2
 _BLOCK = 64
