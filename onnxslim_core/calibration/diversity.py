@@ -35,7 +35,7 @@ def distinct(origins: Sequence[int]) -> int:
 def advised_ridge(origins: Sequence[int], widest: int) -> float | None:
     """The ridge for few different origins, relative to the mean of the covariance's diagonal.
 
-    1e-1 where there are half as many origins as channels or fewer, falling geometrically to 1e-2 where there are as many.
+    1e-1 where there are half as many origins as channels or fewer, geometrically down to 1e-2 where there are as many.
 
     Args:
         origins: Of the samples, parallel to them.
