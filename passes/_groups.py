@@ -34,13 +34,19 @@ class _Selective(Protocol):
         """Options of single groups."""
 
 
-def analysed(model: ir.Model, context: Context, share: float) -> ChannelGraph:
+def analysed(model: ir.Model, context: Context, share: float, *, widths: bool = False) -> ChannelGraph:
     """The channel graph, seen in the way that loses least when the weakest share of it goes.
+
+    Args:
+        model: The model.
+        context: Its first sample sets the sizes.
+        share: In 0..1.
+        widths: Whether norms and means over channels may lose some.
 
     Raises:
         UnsupportedModel: where sizes are not known.
     """
-    flow = trace(model, context.samples[0] if context.samples else None)
+    flow = trace(model, context.samples[0] if context.samples else None, widths=widths)
     view = least_loss(maker_energy(flow), min(max(share, 0.1), 0.9))
     return ChannelGraph(flow, settle(flow.atoms, view, atom_mass(flow)))
 

@@ -586,7 +586,8 @@ class Slimming:
         nodes = {str(node.name): node for node in self.model.graph}
         for name, (weights, bias) in best.weights.items():
             put_weights(self.model, nodes[name], weights, bias)
-        channels = ChannelGraph(trace(self.model, self.context.samples[0]), self.channels.classes)
+        flow = trace(self.model, self.context.samples[0], widths=self.channels.flow.widths)
+        channels = ChannelGraph(flow, self.channels.classes)
         gone = channels.gone(best.classes)
         macs = channels.macs(gone)
         kept = kept_outputs(channels, gone)

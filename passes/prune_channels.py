@@ -14,8 +14,10 @@ the result equals the model with zeros multiplied in at every sum over the remov
 Lossy. With samples, every reader of removed channels is solved anew by least squares, one after the other, on what it
 reads by then (`repair = "least_squares"`; `scale`, `variance` and `bias` change less of it). Without, the expected
 value of a removed channel after BatchNormalization and its activation goes into the next bias (`repair = "bias"`).
-With a criterion from samples, `macs` measures what each group loses.
-Refuses groups that reach an output, an input or an operator it does not know.
+With a criterion from samples, `macs` measures what each group loses. With `norm_width`, LayerNormalization,
+RMSNormalization and means over channels are computed over the channels that stay, which no mask equals; without, the
+width of a residual stream that is normalized stays. Refuses groups that reach an output, an input or an operator it
+does not know.
 """
 
 from __future__ import annotations
@@ -76,6 +78,8 @@ class PruneChannels:
     """The largest share of a group that may go."""
     min_width: int = 1
     """The least channels that stay in a group."""
+    norm_width: bool = False
+    """Whether norms and means over channels may lose some, and are then computed over the channels that stay."""
     repair: str = "auto"
     """`least_squares`, `scale`, `variance` (on samples), `bias`, `none`; `auto`: the first, without samples `bias`."""
     override: tuple[Override, ...] = ()
@@ -115,7 +119,7 @@ class PruneChannels:
             return [Change(self.name, (), "prune channels", reason=reason, guard="data_given")]
         try:
             share = self._amount() if self.allocation == "uniform" else 1 - self._amount()
-            channels = analysed(model, context, share)
+            channels = analysed(model, context, share, widths=self.norm_width)
         except UnsupportedModel as err:
             return [Change(self.name, (), "prune channels", reason=str(err), guard="sizes_known")]
         limits = limits_of(self)

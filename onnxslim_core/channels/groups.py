@@ -242,6 +242,7 @@ def analyse(
     view: View = inner,
     shapes: ShapesLike | None = None,
     flow: Flow | None = None,
+    widths: bool = False,
 ) -> ChannelGraph:
     """The channel graph of a model.
 
@@ -251,9 +252,10 @@ def analyse(
         view: Which of several ways to cut a head or a group is taken.
         shapes: Concrete shapes, where the caller has them already.
         flow: The walk over this very graph, where the caller has it already.
+        widths: Whether norms and means over channels may lose some; see `ops.norms`.
 
     Raises:
         UnsupportedModel: where sizes are not known.
     """
-    flow = trace(model, sample, shapes) if flow is None else flow
+    flow = trace(model, sample, shapes, widths=widths) if flow is None else flow
     return ChannelGraph(flow, settle(flow.atoms, view, atom_mass(flow)))

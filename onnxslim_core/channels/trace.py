@@ -16,19 +16,20 @@ from onnxslim_core.rewrite import Sample
 __all__ = ["trace"]
 
 
-def trace(model: ir.Model, sample: Sample | None, shapes: ShapesLike | None = None) -> Flow:
+def trace(model: ir.Model, sample: Sample | None, shapes: ShapesLike | None = None, *, widths: bool = False) -> Flow:
     """Label every activation of the main graph and of its bodies.
 
     Args:
         model: The model; its nodes have to be sorted.
         sample: Feeds whose sizes stand for symbolic dimensions; None where every size is fixed.
         shapes: Concrete shapes, where the caller has them already.
+        widths: Whether norms and means over channels may lose some; see `ops.norms`.
 
     Raises:
         UnsupportedModel: where an input has no size that is known.
     """
     shapes = concrete_shapes(model, sample, bodies_too=True) if shapes is None else shapes
-    flow = Flow(model, shapes, verbs.opset_of(model), lambda node: _visit(flow, node))
+    flow = Flow(model, shapes, verbs.opset_of(model), lambda node: _visit(flow, node), widths)
     graph = model.graph
     flow.constants.update(v for v in graph.initializers.values() if not v.is_graph_input())
     for value in graph.inputs:

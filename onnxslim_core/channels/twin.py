@@ -46,4 +46,4 @@ def twin_of(channels: ChannelGraph, copy: ir.Model) -> ChannelGraph:
         channels: Of the model, which must not have changed since.
         copy: Made by `clone`.
     """
-    return ChannelGraph(trace(copy, None, _Moved(channels, copy)), channels.classes)
+    return ChannelGraph(trace(copy, None, _Moved(channels, copy), widths=channels.flow.widths), channels.classes)

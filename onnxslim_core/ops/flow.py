@@ -127,6 +127,8 @@ class Flow:
     opset: int
     visit: Callable[[ir.Node], None]
     """The walk itself, for the nodes of a body."""
+    widths: bool = False
+    """Whether norms and means over channels may lose some, and are then computed over those that stay (lossy)."""
     atoms: Atoms = field(default_factory=Atoms)
     table: dict[ir.Value, Labels] = field(default_factory=dict)
     nodes: list[ir.Node] = field(default_factory=list)
@@ -138,6 +140,8 @@ class Flow:
     """Constants that are computed from sizes of inputs: at another size they are other ones."""
     uses: list[Use] = field(default_factory=list)
     sinks: list[Sink] = field(default_factory=list)
+    averages: list[ir.Node] = field(default_factory=list)
+    """Norms and means over labelled channels that may lose some of them."""
     works: list[Work] = field(default_factory=list)
     ties: dict[tuple[ir.Value, int], Labels] = field(default_factory=dict)
     frozen: list[Reason] = field(default_factory=list)

@@ -47,6 +47,10 @@ def _label_reduce(flow: Flow, node: ir.Node) -> None:
             rows = np.ascontiguousarray(labels.transpose([*rest, *axes]))
             flow.sink(node, 0, rows.reshape(int(np.prod([labels.shape[a] for a in rest], dtype=np.int64)), -1), None)
         labels = flow.atoms.contract(labels, axes)
+    elif flow.widths and node.op_type == "ReduceMean":
+        if any(labels.shape[axis] > 1 for axis in axes):
+            flow.averages.append(node)
+        labels = flow.atoms.contract(labels, axes)
     else:
         labels = flow.atoms.mix(labels, axes)
     flow.set(node.outputs[0], _squeezed(node, labels, axes))
@@ -96,10 +100,6 @@ def _softmax_axes(flow: Flow, node: ir.Node, rank: int) -> Sequence[int]:
 
 def _axis(default: int) -> Callable[[Flow, ir.Node, int], Sequence[int]]:
     return lambda flow, node, rank: [int(verbs.attribute(node, "axis", default))]
-
-
-def _from_axis(flow: Flow, node: ir.Node, rank: int) -> Sequence[int]:
-    return range(int(verbs.attribute(node, "axis", -1)) % rank, rank)
 
 
 def _space(flow: Flow, node: ir.Node, rank: int) -> Sequence[int]:
@@ -246,8 +246,7 @@ RULES = {
     },
     **dict.fromkeys(("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), _POOL),
     **{op: Rule(_over(_softmax_axes)) for op in ("Softmax", "LogSoftmax", "Hardmax")},
-    **{op: Rule(_over(_axis(-1))) for op in ("LpNormalization", "TopK")},
-    **{op: Rule(_over(_from_axis)) for op in ("LayerNormalization", "RMSNormalization")},
+    "TopK": Rule(_over(_axis(-1))),
     "CumSum": Rule(_over(_cumulated)),
     "MeanVarianceNormalization": Rule(_over(lambda flow, node, rank: verbs.attribute(node, "axes", (0, 2, 3)))),
     "ReverseSequence": Rule(_over(lambda flow, node, rank: [0, 1])),  # batch_axis and time_axis are these two

@@ -6,7 +6,8 @@ is trusted on its word: onnxruntime runs both models with its optimizer off, at 
 plan is random; a mask that does not move the output, a NaN or an Inf proves nothing and fails. What the channel graph
 says about weights (`uses`) is compared with what the removal did to them. Where quantized numbers are summed, a zero is
 their zero point. A recurrent node that measures the range of its own state has its removed units silenced instead:
-with nothing coming in and no bias they answer zero, which no range notices.
+with nothing coming in and no bias they answer zero, which no range notices. Norms and means that may lose width are
+masked in their statistics: sums over the channels that stay, divided by how many stay.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from onnxslim_core.channels.removal import remove_atoms
 from onnxslim_core.measure.shapes import concrete_shapes
 from onnxslim_core.model import wrap
 from onnxslim_core.ops.atoms import compact
-from onnxslim_core.ops.flow import Sink, Use
+from onnxslim_core.ops.flow import Sink, Use, axes_of
 from onnxslim_core.ops.macs import macs
 from tests import oracles
 
@@ -68,6 +69,7 @@ def prove(
     *,
     tolerance: float = TOLERANCE,
     strict: bool = True,
+    widths: bool = False,
 ) -> Proof:
     """Analyse at the sizes of the first feed, remove a random share of every group, compare at all feeds.
 
@@ -80,12 +82,13 @@ def prove(
         tolerance: On max|d| / max|ref|.
         strict: Whether the mask has to move the output, and inference must agree. Where not, the tolerance is widened
             to what a change of one unit in the last place of the input does to the answers, as large models need it.
+        widths: Whether norms and means over channels may lose some.
 
     Raises:
         AssertionError: where the smaller model answers differently, or where nothing would be proven.
     """
     own = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model.clone()
-    channels = analyse(own, feeds[0], view=view)
+    channels = analyse(own, feeds[0], view=view, widths=widths)
     classes = plan(channels, np.random.default_rng(seed), share)
     return prove_removal(channels, feeds, classes, tolerance=tolerance, strict=strict)
 
@@ -176,7 +179,47 @@ def masked(channels: ChannelGraph, gone: Flags, feed: Feeds | None = None) -> ir
         else:
             operands, op = [mask, source, zero], "Where"
         verbs.replace_input(node, sink.index, verbs.add_node(names, op, operands, before=node).outputs[0])
+    for original_node in flow.averages:
+        labels, value = flow.labels(original_node.inputs[0]), original_node.inputs[0]
+        assert labels is not None and value is not None
+        kept = np.equal(compact(gone[labels].astype(np.int32)), 0)
+        if not kept.all():
+            first = int(verbs.attribute(original_node, "axis", -1))
+            axes = axes_of(flow, original_node, labels.ndim) if original_node.op_type == "ReduceMean" else None
+            parts = kept.mean(axis=tuple(axes or range(first, 0)), keepdims=True)
+            share = _fitted(kept / np.where(parts, parts, 1.0), shapes[value])
+            _mask_average(names, twins[original_node], share.astype(np.float32), flow.opset)
     return model
+
+
+def _mask_average(names: verbs.Names, node: ir.Node, share: NDArray[np.float32], opset: int) -> None:
+    """Give a mean or a norm the statistics of the channels that stay; `share` is 1 / (what stays) there, else 0."""
+    graph, x = node.graph, node.inputs[0]
+    assert isinstance(graph, ir.Graph) and x is not None
+    weight = verbs.add_constant(graph, names, share, "share")
+
+    def add(op: str, *inputs: ir.Value | None, **attributes: object) -> ir.Value:
+        return verbs.add_node(names, op, list(inputs), attributes, before=node).outputs[0]
+
+    def mean(value: ir.Value) -> ir.Value:
+        axes = list(range(int(verbs.attribute(node, "axis", -1)), 0))
+        weighted = add("Mul", value, weight)
+        if opset < 18:
+            return add("ReduceMean", weighted, axes=axes)
+        return add("ReduceMean", weighted, verbs.add_constant(graph, names, np.array(axes, np.int64), "axes"))
+
+    if node.op_type == "ReduceMean":
+        verbs.replace_input(node, 0, add("Mul", x, weight))
+        return
+    assert int(verbs.attribute(node, "axis", -1)) < 0
+    epsilon = verbs.add_constant(
+        graph, names, np.array(verbs.attribute(node, "epsilon", 1e-5), np.float32), "epsilon"
+    )
+    centred = add("Sub", x, mean(x)) if node.op_type == "LayerNormalization" else x
+    made = add("Div", centred, add("Sqrt", add("Add", mean(add("Mul", centred, centred)), epsilon)))
+    for op, operand in zip(("Mul", "Add"), node.inputs[1:], strict=False):
+        made = made if operand is None else add(op, made, operand)
+    verbs.replace(node.outputs[0], made, names)
 
 
 def _silence(model: ir.Model, names: verbs.Names, node: ir.Node, kept: Flags) -> None:
@@ -191,7 +234,7 @@ def _silence(model: ir.Model, names: verbs.Names, node: ir.Node, kept: Flags) ->
         verbs.replace_input(node, index, made)
 
 
-def _fitted(mask: NDArray[np.bool_], shape: Sequence[int]) -> NDArray[np.bool_]:
+def _fitted(mask: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
     """The mask at another size: an axis that holds a symbolic size times channels repeats them."""
     mask = mask.reshape((1,) * (len(shape) - mask.ndim) + mask.shape)
     repeats = [size // axis if axis > 1 else 1 for size, axis in zip(shape, mask.shape, strict=True)]

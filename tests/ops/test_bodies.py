@@ -119,7 +119,6 @@ CASES = [
         "{ on2 = Identity(on) s2 = Concat<axis=2>(s, a) }> y = Conv(g, z)",
         0,
         arrays={"three": 3},
-        moves=False,
     ),
 ]
 

@@ -17,7 +17,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxslim_core.errors import InternalError
-from onnxslim_core.ops import join, mix, sizes
+from onnxslim_core.ops import join, mix, norms, sizes
 from onnxslim_core.ops.atoms import Labels
 from onnxslim_core.ops.flow import Flow, Rule
 from onnxslim_core.ops.table import RULES
@@ -30,6 +30,7 @@ from tests.ops import (
     test_keep,
     test_mix,
     test_move,
+    test_norms,
     test_product,
     test_quantized,
     test_recurrent,
@@ -46,6 +47,7 @@ ALL: list[Case] = [
     *test_keep.CASES,
     *test_mix.CASES,
     *test_move.CASES,
+    *test_norms.CASES,
     *test_sizes.CASES,
     *test_quantized.CASES,
     *test_bodies.CASES,
@@ -116,11 +118,20 @@ MUST: dict[str, tuple[str, ...]] = {
     "uncut": tuple(op for op, rule in RULES.items() if rule.cut is not None),
     "untied": tuple(op for op in RULES if op not in (*sizes.RULES, "LRN")),
     "reversed": tuple(op for op in RULES if op not in (*sizes.RULES, "LRN")),
-    "no sink": (*CREATE, *QUANTIZED, "DynamicQuantizeLinear", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"),
+    "no sink": (
+        *CREATE,
+        *QUANTIZED,
+        "DynamicQuantizeLinear",
+        "LpNormalization",
+        "ReduceSum",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceSumSquare",
+    ),
     "no mix": tuple(
         op
-        for op in (*join.RULES, *mix.RULES, "Conv", "ConvTranspose", "Pad", "DepthToSpace")
-        if op not in ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare")
+        for op in (*join.RULES, *mix.RULES, *norms.RULES, "Conv", "ConvTranspose", "Pad", "DepthToSpace")
+        if op not in ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "LpNormalization")
     ),
     "no unite": (
         "com.microsoft.QLinearAdd",
@@ -151,7 +162,7 @@ def caught(op: str) -> bool:
     """True where one of the cases of an operator says no."""
     for case, view, seed in itertools.product(CASES[op], VIEWS.values(), SEEDS):
         try:
-            prove(case.model, case.feeds(), view, seed, SHARE)
+            prove(case.model, case.feeds(), view, seed, SHARE, widths=case.widths)
         except (AssertionError, InternalError, ValueError, LookupError):
             return True
         except Exception as err:  # onnxruntime's own exception classes are not public
