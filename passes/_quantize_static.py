@@ -14,7 +14,7 @@ from onnxslim_core.quant.draft import Draft
 from onnxslim_core.quant.dynamic import Dynamic
 from onnxslim_core.quant.judge import Judge, Score
 from onnxslim_core.quant.mend import mend
-from onnxslim_core.quant.mixed import Choice, alone, choose, effort
+from onnxslim_core.quant.mixed import MARGIN, Choice, alone, choose, effort
 from onnxslim_core.rewrite import Context, Sample
 
 __all__ = ["Search", "Wanted"]
@@ -24,6 +24,8 @@ _WORK = 2e10
 _LOOKS = (6, 48)
 _FEW = 6
 """Samples that a layer alone is looked at with."""
+_LIMITS = (3.0, MARGIN)
+"""Damage before mending that sets of layers may do."""
 _COMFORTABLE = 0.25
 """Share of what may be lost below which nothing is mended."""
 
@@ -80,22 +82,50 @@ class Search:
         )
         draft.method, draft.percentile = wanted.ranges, wanted.percentile
         judge = self._judge(aside[: self._count(draft)])
-        score = self._mended(draft, judge, batches, tuple(draft.linear), self._look(draft, judge, draft.linear))
-        choice: Choice | None = Choice(tuple(draft.linear), score)
-        self.details |= {"layers": len(draft.linear), "cosine_of_all": score.cosine}
-        if not Choice((), score).holds:
-            few = self._judge(aside[: min(self._count(draft), _FEW)])
-            damages = alone(draft, few, (), context.progress)
-            choice = choose(draft, judge, damages, effort(draft), weights=draft.weights, progress=context.progress)
-            worst = sorted(damages, key=damages.__getitem__, reverse=True)[:10]
-            self.details["damage_alone"] = {label_of(node): damages[node] for node in worst}
-            if choice is not None and choice.linear:
-                again = self._mended(draft, judge, batches, choice.linear, choice.score)
-                choice = Choice(choice.linear, again)
+        everything = tuple(draft.linear)
+        score = self._mended(draft, judge, batches, everything, self._look(draft, judge, everything))
+        self.details |= {"layers": len(everything), "cosine_of_all": score.cosine}
+        choice: Choice | None = Choice(everything, score)
+        if score.damage > MARGIN:
+            choice = self._mixed(draft, judge, self._judge(aside[: min(self._count(draft), _FEW)]), batches)
         if choice is None:
             return None, ()
         self._tell(choice, draft.linear)
         return draft.variant(draft.layout(choice.linear)), choice.linear
+
+    def _mixed(self, draft: Draft, judge: Judge, few: Judge, batches: Sequence[Sample]) -> Choice | None:
+        """The largest set of layers that holds, once it has been mended as a whole.
+
+        Mending takes most of the damage away, so sets that do too much without it are tried first.
+        """
+        context, wanted = self.context, self.wanted
+        if wanted.repair != "never":
+            layout = draft.layout(draft.linear)
+            draft.weights = mend(
+                draft,
+                layout,
+                batches,
+                alone=True,
+                seed=context.seed,
+                threads=context.threads,
+                progress=context.progress,
+            )
+        damages = alone(draft, few, (), context.progress)
+        worst = sorted(damages, key=damages.__getitem__, reverse=True)[:10]
+        self.details["damage_alone"] = {label_of(node): damages[node] for node in worst}
+        efforts, single = effort(draft), draft.weights
+        known: dict[frozenset[ir.Node], Score] = {}
+        for limit in (MARGIN,) if wanted.repair == "never" else _LIMITS:
+            draft.weights = single
+            found = choose(
+                draft, judge, damages, efforts, weights=single, limit=limit, known=known, progress=context.progress
+            )
+            if found is None:
+                continue
+            score = self._mended(draft, judge, batches, found.linear, found.score)
+            if score.damage <= MARGIN:
+                return Choice(found.linear, score)
+        return None
 
     def _dynamic(self, samples: Sequence[Sample]) -> tuple[ir.Model | None, Sequence[ir.Node]]:
         """Products whose grids are made at run time: all of them, or those that can be."""

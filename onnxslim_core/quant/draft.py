@@ -90,7 +90,7 @@ class Draft:
 
     def written(self, layout: Layout, weights: Mapping[ir.Node, Rounded]) -> tuple[ir.Model, dict[ir.Node, ir.Node]]:
         """As `variant`, with the copy of every node of the model."""
-        grids = {layout.root(value): self._grid(layout.root(value)) for value in layout.rounded}
+        grids = {layout.root(value): self.grid(layout.root(value)) for value in layout.rounded}
         clone = self.model.clone()
         nodes, values = _twins(self.model, clone)
         moved = Layout(
@@ -103,7 +103,8 @@ class Draft:
         insert(clone, moved, found, {nodes[node]: weights[node] for node in weights if node in layout.nodes})
         return clone, nodes
 
-    def _grid(self, value: ir.Value) -> Grid:
+    def grid(self, value: ir.Value) -> Grid:
+        """The grid over what was seen of a value, or over a constant."""
         key = value, self.method
         if key not in self._grids:
             array = verbs.array_of(value)

@@ -15,7 +15,7 @@ end of a block mends what happened before it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ from onnxslim_core import graph as verbs
 from onnxslim_core.calibration.lockstep import Walk
 from onnxslim_core.calibration.rows import draw, input_rows, output_rows
 from onnxslim_core.quant.draft import Draft
-from onnxslim_core.quant.grid import as_float32
+from onnxslim_core.quant.grid import Grid, as_float32
 from onnxslim_core.quant.insert import Rounded, rewrite
 from onnxslim_core.quant.layout import Layout
 from onnxslim_core.rewrite import Progress, Sample
@@ -96,6 +96,7 @@ def mend(
     layout: Layout,
     batches: Sequence[Sample],
     *,
+    alone: bool = False,
     seed: int = 0,
     threads: int = 1,
     progress: Progress | None = None,
@@ -105,12 +106,16 @@ def mend(
     Args:
         draft: The float model.
         layout: Which layers are int8.
-        batches: Feeds; the last third only judges.
+        batches: Feeds; every third only judges.
+        alone: Each layer as if it were the only one: nothing is assumed of what comes before it, so that the weights
+            do in any set of layers.
         seed: Of the positions.
         threads: For onnxruntime and BLAS.
         progress: Told after every layer.
     """
     todo = [node for node in draft.linear if node in layout.nodes]
+    if alone:
+        return _each_alone(draft, layout, todo, Walk(draft.model, batches, threads), seed, threads, progress)
     model, twins = draft.written(layout, {node: _with_bias(node) for node in todo})
     before, after = Walk(draft.model, batches, threads), Walk(model, batches, threads)
     rng = np.random.default_rng(seed)
@@ -136,6 +141,39 @@ def mend(
             if progress is not None:
                 progress("rounding", number + 1, len(todo))
     return found
+
+
+def _each_alone(
+    draft: Draft,
+    layout: Layout,
+    todo: Sequence[ir.Node],
+    walk: Walk,
+    seed: int,
+    threads: int,
+    progress: Progress | None,
+) -> dict[ir.Node, Rounded]:
+    """Every layer on the float network's own values, brought onto the grid of its input."""
+    found, rng = {}, np.random.default_rng(seed)
+    for node in todo:
+        walk.reserve([node.inputs[0], node.outputs[0]])  # type: ignore[list-item]
+    with threadpool_limits(threads):
+        for number, node in enumerate(todo):
+            source = node.inputs[0]
+            assert source is not None
+            grid = draft.grid(layout.root(source))
+            pairs = ((_round_trip(x, grid), y) for x, y in walk.each([source, node.outputs[0]]))
+            result = _fit(node, pairs, len(walk), rng)
+            walk.release([source, node.outputs[0]])
+            if result is not None:
+                found[node] = result
+            if progress is not None:
+                progress("rounding alone", number + 1, len(todo))
+    return found
+
+
+def _round_trip(x: NDArray[np.generic], grid: Grid) -> NDArray[np.float32]:
+    q = np.clip(np.rint(x / np.float32(grid.scale)) + grid.zero_point, 0, 255) - grid.zero_point  # type: ignore[operator]
+    return np.asarray(q * grid.scale, np.float32)
 
 
 def _with_bias(node: ir.Node) -> Rounded:
@@ -183,32 +221,41 @@ def _other(node: ir.Node, twin: ir.Node) -> ir.Value | None:
 def _solve(
     node: ir.Node, twin: ir.Node, before: Walk, after: Walk, stream: ir.Value | None, rng: np.random.Generator
 ) -> Rounded | None:
-    weights = grouped(node)
-    groups, d, _ = weights.shape
     add = _sum_behind(node)
     if stream is not None and (add is None or twin in after.missing(stream)):
         stream = None
-    squares = d <= _LARGEST
+    source, target = twin.inputs[0], add.outputs[0] if stream is not None and add is not None else node.outputs[0]
+    assert source is not None
+    inputs = after.each([source] if stream is None else [source, stream])
+    pairs = (
+        (x, y - np.broadcast_to(streams[0], y.shape) if streams else y)
+        for (y,), (x, *streams) in zip(before.each([target]), inputs, strict=True)
+    )
+    return _fit(node, pairs, len(before), rng)
+
+
+def _fit(
+    node: ir.Node,
+    pairs: Iterable[tuple[NDArray[np.generic], NDArray[np.generic]]],
+    batches: int,
+    rng: np.random.Generator,
+) -> Rounded | None:
+    """New weights from inputs and what should be answered to them, batch by batch."""
+    weights = grouped(node)
+    groups, d, _ = weights.shape
+    squares, per_sample = d <= _LARGEST, 0
     fit, check = _Sums(), _Sums()
-    answers = before.each([add.outputs[0] if stream is not None and add is not None else node.outputs[0]])
-    inputs = after.each([twin.inputs[0], *([stream] if stream is not None else [])])  # type: ignore[list-item]
-    per_sample = 0
-    total = len(before)
-    for number, ((y,), (x, *streams)) in enumerate(zip(answers, inputs, strict=True)):
-        per_sample = per_sample or _positions(d, total, x, y)
+    for number, (x, y) in enumerate(pairs):
+        per_sample = per_sample or _positions(d, batches, y)
         at = draw(node, y.shape, per_sample, rng)
-        target = output_rows(node, y, at)
-        if streams:
-            target = target - output_rows(node, np.broadcast_to(streams[0], y.shape), at)
-        rows = input_rows(node, x, at, y.shape[2:])
         into = check if number % 3 == 2 else fit
-        into.add(_split(rows, groups), _split(target, groups), squares)
-    if not check.rows:
-        check = fit
-    return _best(node, weights, fit, check, squares)
+        into.add(
+            _split(input_rows(node, x, at, y.shape[2:]), groups), _split(output_rows(node, y, at), groups), squares
+        )
+    return _best(node, weights, fit, check if check.rows else fit, squares)
 
 
-def _positions(d: int, batches: int, x: NDArray[np.generic], y: NDArray[np.generic]) -> int:
+def _positions(d: int, batches: int, y: NDArray[np.generic]) -> int:
     """Positions per sample, so that there are several rows for every unknown, within bounds."""
     wanted = min(max(15 * d, _ROWS[0]), _ROWS[1])
     return max(-(-wanted // max(batches * len(y), 1)), 8)

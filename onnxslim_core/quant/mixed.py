@@ -21,9 +21,9 @@ from onnxslim_core.quant.insert import Rounded
 from onnxslim_core.quant.judge import Judge, Score
 from onnxslim_core.rewrite import Progress
 
-__all__ = ["Choice", "Variants", "alone", "choose", "effort"]
+__all__ = ["MARGIN", "Choice", "Variants", "alone", "choose", "effort"]
 
-_MARGIN = 0.9
+MARGIN = 0.9
 """Of what may be lost, so much is used: other samples lose a little more."""
 _SECOND_LOOKS = 6
 
@@ -57,7 +57,7 @@ class Choice:
     @property
     def holds(self) -> bool:
         """True where the target is met, with a margin."""
-        return self.score.damage <= _MARGIN
+        return self.score.damage <= MARGIN
 
 
 def alone(
@@ -93,6 +93,8 @@ def choose(
     *,
     left: Collection[ir.Node] = (),
     weights: Mapping[ir.Node, Rounded] | None = None,
+    limit: float = MARGIN,
+    known: dict[frozenset[ir.Node], Score] | None = None,
     progress: Progress | None = None,
 ) -> Choice | None:
     """The layers that can be int8 together; None where not even one can.
@@ -107,41 +109,44 @@ def choose(
         efforts: From `effort`.
         left: Nodes between the layers that stay in float.
         weights: Rounded with care.
+        limit: The damage that a set may do.
+        known: Sets that have been measured, kept for the next call.
         progress: Told after every set.
     """
     order = sorted(draft.linear, key=lambda node: damages[node] / max(efforts[node], 1.0), reverse=True)
-    tried = 0
+    scores = {} if known is None else known
 
     def measured(nodes: Collection[ir.Node]) -> Choice:
-        nonlocal tried
-        tried += 1
-        if progress is not None:
-            progress("sets of layers", tried, tried + 1)
         inside = tuple(node for node in draft.linear if node in nodes)
-        return Choice(inside, judge.look(draft.variant(draft.layout(inside, left), weights)))
+        if frozenset(inside) not in scores:
+            if progress is not None:
+                progress("sets of layers", len(scores), len(scores) + 1)
+            scores[frozenset(inside)] = judge.look(draft.variant(draft.layout(inside, left), weights))
+        return Choice(inside, scores[frozenset(inside)])
 
     low, high, best = 0, len(order), None
+    middle = min(_first_guess(order, damages, limit), high - 1)
     while low < high:
-        middle = (low + high) // 2 if best is not None or tried else min(_first_guess(order, damages), high - 1)
         choice = measured(set(order[middle:]))
-        if choice.holds:
+        if choice.score.damage <= limit:
             high, best = middle, choice
         else:
             low = middle + 1
+        middle = (low + high) // 2
     if best is None:
         return None
     out = [node for node in order if node not in best.linear]
     for node in sorted(out, key=efforts.__getitem__, reverse=True)[:_SECOND_LOOKS]:
         choice = measured({*best.linear, node})
-        best = choice if choice.holds else best
+        best = choice if choice.score.damage <= limit else best
     return best
 
 
-def _first_guess(order: Sequence[ir.Node], damages: Mapping[ir.Node, float]) -> int:
+def _first_guess(order: Sequence[ir.Node], damages: Mapping[ir.Node, float], limit: float) -> int:
     """How many have to leave if damages add up."""
     rest = sum(damages[node] for node in order)
     for count, node in enumerate(order):
-        if rest <= _MARGIN:
+        if rest <= limit:
             return count
         rest -= damages[node]
     return len(order)
