@@ -9,15 +9,16 @@
     Reshape(Unsqueeze(x)), Transpose(Transpose(x))   ->  one of them, or none
 
 Exact: the same numbers are computed, sums of a matrix or an average in another order. Each rule is here because
-onnxruntime 1.32 (default session, one thread of an AVX-512 machine, interleaved, small nets) took less time or because
-the file gets smaller. Time after over before, 95 % interval:
+onnxruntime 1.32 (default session, one thread of an AVX-512 machine, small nets; bench/neighbours.py) took less time or
+because the file gets smaller. Time after over before, 95 % interval:
 
     Conv, f, MaxPool: f = Softplus .35, Elu .60 to .62, Softsign .83 to .86, Sigmoid .90 to .91, Tanh .90 to .92,
     HardSigmoid .92 to .95, LeakyRelu .93 to .95, Max and Min with a number .94; Relu 1.00 to 1.01 (onnxruntime does
     Conv and Relu in one, so it stays), behind Add .98, behind BatchNormalization .97 (moved)
     1x1 Conv and AveragePool 2x2 .92 to .93, GlobalAveragePool .89 to .91
     Max to LeakyRelu .96 to .97; Transpose into the rows of a matrix .97 to .99, of size 1 .97 to .98
-    Transposes at borders, joined Reshapes: 1.00 (onnxruntime does it when it loads; a smaller graph)
+    Transposes at borders, joined Reshapes 1.00 in small nets (onnxruntime does it when it loads; a smaller graph), but
+    a ResNet-50 exported with 104 Transposes between its Convs .68 to .76, since fuse_batchnorm then reaches its biases
 
 Tried and left out: Relu behind a Concat of Convs instead of before it 1.01, the other way .99 for one node more.
 """
