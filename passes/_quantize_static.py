@@ -12,9 +12,11 @@ from onnxslim_core.calibration.batches import stacked
 from onnxslim_core.graph import label_of
 from onnxslim_core.quant.draft import Draft
 from onnxslim_core.quant.dynamic import Dynamic
+from onnxslim_core.quant.equalize import equalize
 from onnxslim_core.quant.judge import Judge, Score
 from onnxslim_core.quant.mend import mend
 from onnxslim_core.quant.mixed import MARGIN, Choice, alone, choose, effort
+from onnxslim_core.quant.ranges import Spread
 from onnxslim_core.rewrite import Context, Sample
 
 __all__ = ["Search", "Wanted"]
@@ -72,16 +74,9 @@ class Search:
         if wanted.mode == "dynamic":
             return self._dynamic(aside)
         batches = stacked(self.work, seen)
-        draft = Draft.of(
-            self.work,
-            batches,
-            linear=wanted.nodes,
-            histograms=wanted.ranges != "minmax",
-            threads=context.threads,
-            progress=context.progress,
-        )
-        draft.method, draft.percentile = wanted.ranges, wanted.percentile
+        draft = self._draft(self.work, wanted.nodes, batches)
         judge = self._judge(aside[: self._count(draft)])
+        draft = self._equalized(draft, judge, batches)
         everything = tuple(draft.linear)
         score = self._mended(draft, judge, batches, everything, self._look(draft, judge, everything))
         self.details |= {"layers": len(everything), "cosine_of_all": score.cosine}
@@ -92,6 +87,37 @@ class Search:
             return None, ()
         self._tell(choice, draft.linear)
         return draft.variant(draft.layout(choice.linear)), choice.linear
+
+    def _draft(self, model: ir.Model, nodes: Sequence[ir.Node], batches: Sequence[Sample]) -> Draft:
+        wanted, context = self.wanted, self.context
+        found = Draft.of(
+            model,
+            batches,
+            linear=nodes,
+            histograms=wanted.ranges != "minmax",
+            threads=context.threads,
+            progress=context.progress,
+        )
+        found.method, found.percentile = wanted.ranges, wanted.percentile
+        return found
+
+    def _equalized(self, draft: Draft, judge: Judge, batches: Sequence[Sample]) -> Draft:
+        """The draft with channels brought to one size, where that answers better."""
+        before = self._look(draft, judge, draft.linear)
+        if self.wanted.repair == "never" or (self.wanted.repair == "auto" and before.damage <= _COMFORTABLE):
+            return draft
+        model = self.work.clone()
+        twins = dict(zip(self.work.graph, model.graph, strict=True))
+        seen: dict[ir.Value, Spread] = {}
+        for old, new in twins.items():
+            seen |= {b: draft.spreads[a] for a, b in zip(old.outputs, new.outputs, strict=True) if a in draft.spreads}
+        if not equalize(model, seen):
+            return draft
+        other = self._draft(model, [twins[node] for node in draft.linear], batches)
+        if self._look(other, judge, other.linear).damage >= before.damage:
+            return draft
+        self.details["equalized"] = True
+        return other
 
     def _mixed(self, draft: Draft, judge: Judge, few: Judge, batches: Sequence[Sample]) -> Choice | None:
         """The largest set of layers that holds, once it has been mended as a whole.

@@ -5,10 +5,9 @@
 A tensor has one scale, so a channel a tenth as large as the largest has a tenth of the steps. Where only functions with
 f(s x) = s f(x) lie between two layers (Relu, pooling, sums) the scales can be moved into the weights, which have one
 scale per output channel anyway: exact in real arithmetic (Nagel et al., "Data-Free Quantization Through Weight
-Equalization and Bias Correction", ICCV 2019, 4.1). A Clip from 0 to b allows it too, for channels that were never seen
-to reach b and as long as they stay below it afterwards. A depthwise reader takes any scales at no cost; for one that
-sums over channels the exponent is one half, which shares the burden between values and weights (Xiao et al.,
-"SmoothQuant", ICML 2023, 4).
+Equalization and Bias Correction", ICCV 2019, 4.1); a Clip does not allow it. A depthwise reader takes any scales at no
+cost; for one that sums over channels the exponent is one half, which shares the burden between values and weights
+(Xiao et al., "SmoothQuant", ICML 2023, 4).
 """
 
 from __future__ import annotations
@@ -42,7 +41,6 @@ class _Group:
     values: dict[ir.Value, None] = field(default_factory=dict)
     makers: list[ir.Node] = field(default_factory=list)
     readers: list[ir.Node] = field(default_factory=list)
-    bound: float = np.inf
     pinned: bool = False
 
 
@@ -52,7 +50,6 @@ class _Groups:
     def __init__(self) -> None:
         self._parent: dict[ir.Value, ir.Value] = {}
         self.pinned: set[ir.Value] = set()
-        self.bounds: dict[ir.Value, float] = {}
 
     def find(self, value: ir.Value) -> ir.Value:
         parent = self._parent.setdefault(value, value)
@@ -103,8 +100,6 @@ def _groups(model: ir.Model, linear: list[ir.Node], spreads: Mapping[ir.Value, S
         elif out is not None and len(node.outputs) == 1 and (tied := _tied(node, spreads)):
             groups.unite(tied)
             groups.pin(value for value in given if value not in tied)
-            if node.op_type == "Clip":
-                groups.bounds[out] = float(np.asarray(verbs.array_of(given[2])))
         else:
             groups.pin([*given, *node.outputs])
         for body in verbs.bodies(node):
@@ -119,7 +114,6 @@ def _gathered(groups: _Groups, model: ir.Model, linear: set[ir.Node]) -> list[_G
         group = found.setdefault(groups.find(value), _Group())
         group.values[value] = None
         group.pinned |= value in groups.pinned
-        group.bound = min(group.bound, groups.bounds.get(value, np.inf))
         if value.producer() in linear:
             group.makers.append(value.producer())  # type: ignore[arg-type]
         group.readers += [node for node, index in verbs.users_of(value)[0] if node in linear and index == 0]
@@ -138,9 +132,6 @@ def _tied(node: ir.Node, spreads: Mapping[ir.Value, Spread]) -> list[ir.Value]:
         return []
     if node.op_type in _KEEP:
         return [first, out]
-    if node.op_type == "Clip":
-        low, high = (verbs.array_of(node.inputs[i]) if len(node.inputs) > i else None for i in (1, 2))
-        return [first, out] if low is not None and high is not None and not low.any() and high > 0 else []
     if node.op_type == "Flatten" and verbs.attribute(node, "axis", 1) == 1:
         before, after = spreads.get(first), spreads.get(out)
         if before is None or after is None or after.rank != 2 or before.lows.shape != after.lows.shape:
@@ -186,9 +177,6 @@ def _scales(group: _Group, spreads: Mapping[ir.Value, Spread]) -> Floats | None:
         scales = np.sqrt(scales) / np.sqrt(np.maximum(columns, 1e-4))
         scales = scales / scales.max()
     scales = np.maximum(scales, _SMALLEST)
-    if np.isfinite(group.bound):
-        largest = np.max([spread.highs for spread in seen], axis=0)
-        scales = np.where(largest >= group.bound, 1.0, np.maximum(scales, np.minimum(largest * _ROOM / group.bound, 1)))
     return np.asarray(scales)
 
 
