@@ -51,6 +51,7 @@ from onnxslim_core.channels.twin import twin_of
 from onnxslim_core.criteria.curves import Setting
 from onnxslim_core.criteria.table import MEASURED, curve_of
 from onnxslim_core.graph import label_of
+from onnxslim_core.lowrank.forms import weights_like
 from onnxslim_core.measure.pieces import Table, cache_folder
 from onnxslim_core.measure.session import open_session, run
 from onnxslim_core.model import wrap
@@ -58,13 +59,15 @@ from onnxslim_core.repair.least_squares import solve
 from onnxslim_core.repair.sequential import Refit
 from onnxslim_core.rewrite import Change, Context, Sample
 from onnxslim_core.search.plan import Costs, Row, Term, Unit, choose, loss_of
-from onnxslim_core.search.segments import segment_of
+from onnxslim_core.search.segments import segment_of, segment_of_nodes
 from onnxslim_core.search.widths import Limits
+
+from ._ranks import Rank, layers_for_ranks, rank_rows, split_layers, split_like, variants_of
 
 __all__ = ["ALLOCATIONS", "FORMS", "Demand", "Slimming"]
 
 ALLOCATIONS = ("uniform", "global", "macs", "latency", "sensitivity")
-FORMS = ("width", "gone")
+FORMS = ("width", "gone", "rank")
 
 Reader = tuple[Consumer, Moments]
 Choice = tuple[int, ...]
@@ -153,7 +156,7 @@ class Slimming:
         self.all = stacked(self.model, context.samples)
         self.refused: list[Change] = []
         self.units: list[Unit] = []
-        self._homes: list[Group | Branch] = []
+        self._homes: list[Group | Branch | ir.Node] = []
         self._branches: list[Branch] = []
         if "gone" in demand.forms:
             shapes = dict(channels.flow.shapes.shape)
@@ -205,7 +208,7 @@ class Slimming:
     def _gather(self) -> None:
         """A unit per group and per branch, with what every row loses."""
         context, flow = self.context, self.channels.flow
-        self._consumers = consumers_of(self.channels) if self.groups else {}
+        self._consumers = consumers_of(self.channels) if self.groups or "rank" in self.demand.forms else {}
         self._moments = study(
             self.model, self.fit, self._consumers, seed=context.seed, threads=context.threads, progress=context.progress
         )
@@ -218,21 +221,32 @@ class Slimming:
             elif "width" in self.demand.forms:
                 asked.append((min(order[each.node] for each, _ in found), number, group))
         asked += [(order[branch.add], number, branch) for number, branch in enumerate(self._branches)]
+        if "rank" in self.demand.forms:
+            layers = layers_for_ranks(self.model, self._moments)
+            asked += [(order[n], i, n) for i, n in enumerate(layers) if not _named([n], self.demand.ignored)]
         asked.sort(key=lambda each: each[:2])
         mine = [found if isinstance(found, list) else [] for found in readers]
-        sets = [
-            [each.node for each, _ in mine[number]] if isinstance(what, Group) else [what.add]
-            for _, number, what in asked
-        ]
+
+        def nodes_of(number: int, what: Group | Branch | ir.Node) -> list[ir.Node]:
+            if isinstance(what, Group):
+                return [each.node for each, _ in mine[number]]
+            return [what.add] if isinstance(what, Branch) else [what]
+
+        sets = [nodes_of(number, what) for _, number, what in asked]
         self.tails = Tails(self.model, self.probe, sets, context.threads)
         for done, ((_, number, what), nodes) in enumerate(zip(asked, sets, strict=True)):
             context.progress("options", done, len(asked))
-            rows = self._widths(what, mine[number]) if isinstance(what, Group) else self._gone(what)
+            if isinstance(what, Group):
+                rows = self._widths(what, mine[number])
+            elif isinstance(what, Branch):
+                rows = self._gone(what)
+            else:
+                rows = rank_rows(what, self._moments[what], self.tails, self.channels)
             self.tails.done(nodes)
             if len(rows) > 1:
-                self.units.append(Unit(what.name, tuple(rows)))
+                self.units.append(Unit(label_of(what) if isinstance(what, ir.Node) else what.name, tuple(rows)))
                 self._homes.append(what)
-            else:
+            elif isinstance(what, Group):
                 reason = "no narrower width is on the grid or within the limits"
                 self._refuse(what.name, "prune channels", "width_on_grid", reason)
 
@@ -294,9 +308,12 @@ class Slimming:
             return Costs(tuple(Term(float(size), ({number: 1.0},)) for number, size in enumerate(sizes)))
         home = np.full(len(channels.classes.of), -1, np.int32)
         inside: dict[ir.Node, int] = {}
+        ranked: dict[ir.Node, int] = {}
         for number, what in enumerate(self._homes):
             if isinstance(what, Group):
                 home[what.classes] = number
+            elif isinstance(what, ir.Node):
+                ranked[what] = number
             else:
                 inside |= dict.fromkeys(what.nodes, number)
         terms, works = [], []
@@ -309,6 +326,8 @@ class Slimming:
                     factors.append(parts)
             if work.node in inside:
                 factors.append({inside[work.node]: 1.0})
+            if work.node in ranked:
+                factors.append({ranked[work.node]: 1.0})
             if factors:
                 terms.append(Term(float(work.macs), tuple(factors)))
                 works.append(work.node)
@@ -323,22 +342,26 @@ class Slimming:
         found: dict[ir.Node, list[float]] = {}
         for number, what in enumerate(self._homes):
             self.context.progress("timing", number, len(self._homes))
-            if not isinstance(what, Group):
+            if isinstance(what, Branch):
                 continue
             rows = self.units[number].rows
-            segment = segment_of(self.channels, what)
-            widths = [what.width - len(row.payload.classes) for row in rows[1:]]
-            variants = None if segment is None else segment.at_widths(what, widths)
+            if isinstance(what, Group):
+                segment = segment_of(self.channels, what)
+                widths = [what.width - len(row.payload.classes) for row in rows[1:]]
+                variants = None if segment is None else segment.at_widths(what, widths)
+            else:
+                segment = segment_of_nodes(self.channels, [what])
+                variants = None if segment is None else variants_of(segment, rows[1:])
             if segment is None or variants is None:
                 # nobody knows what these widths would save, so they are no options
                 self.units[number] = Unit(self.units[number].name, rows[:1])
                 reason = "the part of the model in which it lives cannot be timed alone"
-                self._refuse(self.units[number].name, f"prune {what.width} channels", "part_timed", reason)
+                self._refuse(self.units[number].name, "make it narrower", "part_timed", reason)
                 continue
             full, *left = table.left(segment.proto, variants, segment.sample)
             own = [node for node in segment.nodes if node in weight]
             total = sum(weight[node] for node in own)
-            for node in own:
+            for node in own if isinstance(what, Group) else []:
                 found.setdefault(node, []).append(full * weight[node] / max(total, 1.0))
             # a smaller width that is not faster is no option, but a plan may pass over it
             new = tuple(
@@ -485,9 +508,12 @@ class Slimming:
         are is decided only when their reader is reached, on what it reads by then.
         """
         work = self.model.clone()
-        widths, branches = self._chosen(choice)
+        widths, branches, ranks = self._chosen(choice)
         for branch in _here(work, branches):
             drop(work, branch)
+        twins = {str(node.name): node for node in work.graph}
+        for rank in ranks:
+            put_weights(work, twins[rank.name], *weights_like(rank.node, rank.offer))
         at_once: dict[str, tuple[Group, Consumer, int]] = {}
         rows: dict[str, NDArray[np.bool_]] = {}
         classes: list[int] = []
@@ -564,25 +590,32 @@ class Slimming:
                 found.append(str(node.name))
         return found
 
-    def _chosen(self, choice: Choice) -> tuple[list[_Width], list[Branch]]:
-        """The payloads of a choice, by kind."""
+    def _chosen(self, choice: Choice) -> tuple[list[_Width], list[Branch], list[Rank]]:
+        """The payloads of a choice, by kind; what is in a branch that goes is not split."""
         payloads = [unit.rows[row].payload for unit, row in zip(self.units, choice, strict=True)]
-        return [p for p in payloads if isinstance(p, _Width)], [p for p in payloads if isinstance(p, Branch)]
+        branches = [p for p in payloads if isinstance(p, Branch)]
+        gone = {node for branch in branches for node in branch.nodes}
+        ranks = [p for p in payloads if isinstance(p, Rank) and p.node not in gone]
+        return [p for p in payloads if isinstance(p, _Width)], branches, ranks
 
     def _cut(self, choice: Choice) -> ir.Model:
         """The plan's widths and blocks on a copy, to be timed; nothing is solved for."""
         work = self.model.clone()
         channels = twin_of(self.channels, work)
-        widths, branches = self._chosen(choice)
+        widths, branches, ranks = self._chosen(choice)
         ends = _here(work, branches)
         remove_atoms(channels, channels.gone([int(root) for width in widths for root in width.classes]))
         for branch in ends:
             drop(work, branch)
+        twins = {str(node.name): node for node in work.graph}
+        for rank in ranks:
+            split_like(work, twins[rank.name], rank)
         return work
 
     def _carry_out(self, best: _Mended, shown: dict[str, Any]) -> Change:
         """Do to the model what was found: new weights at their full width, then the cut, then the blocks."""
-        _, branches = self._chosen(best.choice)
+        _, branches, ranks = self._chosen(best.choice)
+        reference = self.model.clone() if ranks else self.model
         nodes = {str(node.name): node for node in self.model.graph}
         for name, (weights, bias) in best.weights.items():
             put_weights(self.model, nodes[name], weights, bias)
@@ -595,7 +628,11 @@ class Slimming:
         note_kept(self.model, kept)
         for branch in _here(self.model, branches):
             drop(self.model, branch)
+        if ranks:
+            count = split_layers(self.model, ranks, reference, self.all, self.context, self.demand.repair)
+            shown = {**shown, "split": count, "measured_loss": self._lost(self.model)}
         what = f"remove {len(best.classes)} channels in all, repair {self.demand.repair}"
+        what = f"split {len(ranks)} layers and {what}" if ranks else what
         what = f"drop {len(branches)} blocks and {what}" if branches else what
         details = {"macs_ratio": macs / max(self.channels.macs(), 1), **shown} if not branches else shown
         return Change(self.demand.name, (), what, bytes_saved=saved, details=details)
@@ -612,12 +649,13 @@ class Slimming:
             if len(unit.rows) == 1:
                 continue
             if row == 0:
-                action = f"prune {what.width} channels" if isinstance(what, Group) else "drop the block"
+                action = "split the layer" if isinstance(what, ir.Node) else "drop the block"
+                action = f"prune {what.width} channels" if isinstance(what, Group) else action
                 reason = "the plan takes as much elsewhere, where less is lost"
                 changes.append(Change(self.demand.name, (unit.name,), action, reason=reason, guard="worth_cutting"))
                 continue
             details: dict[str, Any] = {"predicted_loss": chosen.loss}
-            action = "drop the block"
+            action = f"split it: {chosen.what}" if isinstance(what, ir.Node) else "drop the block"
             if isinstance(what, Group):
                 removed = len(chosen.payload.classes)
                 of = f" of {what.unit}" if what.unit > 1 else ""
