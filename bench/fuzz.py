@@ -10,8 +10,8 @@ in a process of its own; what the program under test says about itself is not as
 damaged, or with `--small` the network of the demo and a few with control flow, functions, strings and shared weights.
 
 Outcomes: `refused` (exit 2 or 3, one line and perhaps a hint), `equal`, `runs nowhere` (onnxruntime declines the
-damaged model, or crashes on it by itself), `rolled back` (equal, but a pass did wrong and the net caught it); and the
-failures: `wrong` answers, `bigger`, `bug` (any other exit, a traceback, other lines on the console), `crash`, `slow`
+damaged model, or crashes on it by itself), `costly` (onnxruntime alone takes as much memory or time for the damaged
+model as is allowed us), `rolled back` (equal, but a pass did wrong and the net caught it); and the failures: `wrong` answers, `bigger`, `bug` (any other exit, a traceback, other lines on the console), `crash`, `slow`
 (more than 20 s of processor time), `memory` (more than 1 GB and the file at its highest), `leftover` (a file that
 stays). Exits with 1 where there is a failure. Writes fuzz.json.
 """
@@ -265,8 +265,12 @@ def judge(case: Case) -> Verdict:
         end = forked(partial(compressed, source, target, report), folder)
         left = {path.name for path in folder.iterdir()}
         outcome, note = _outcome(end, left, len(data))
-        if outcome == "crash" and _crashes_alone(source, folder):
-            outcome, note = "runs nowhere", "onnxruntime crashes on the model as given"
+        if outcome in ("crash", "memory", "slow"):
+            alone = _alone(source, folder)
+            if alone.code is not None and alone.code < 0:
+                outcome, note = "runs nowhere", "onnxruntime crashes on the model as given"
+            elif alone.peak > BYTES or alone.seconds > SECONDS / 4:  # several sessions run it, with three inputs each
+                outcome, note = "costly", f"onnxruntime alone takes {alone.peak >> 20} MB and {alone.seconds:.0f} s"
         if outcome == "equal":
             outcome, note = _compared(source, target, report, folder)
     return Verdict(outcome, note, end.peak, end.seconds)
@@ -293,8 +297,8 @@ def _outcome(end: End, left: set[str], size: int) -> tuple[str, str]:
     return ("refused", "") if end.code else ("equal", "")
 
 
-def _crashes_alone(source: Path, folder: Path) -> bool:
-    """Whether onnxruntime itself crashes on the damaged model: then the crash is not ours."""
+def _alone(source: Path, folder: Path) -> End:
+    """How onnxruntime itself gets on with the damaged model: what it takes for that is not ours."""
 
     def work() -> int:
         session = _open(source)
@@ -302,8 +306,7 @@ def _crashes_alone(source: Path, folder: Path) -> bool:
             session.run(None, _feeds(session, seed))
         return 0
 
-    end = forked(work, folder)
-    return end.code is not None and end.code < 0
+    return forked(work, folder)
 
 
 def _compared(source: Path, target: Path, report: Path, folder: Path) -> tuple[str, str]:
