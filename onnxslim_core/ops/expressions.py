@@ -44,6 +44,8 @@ def cut_operands(cut: Cut, node: ir.Node, value: ir.Value, keeps: Keeps) -> Inpu
         return _dequantize(cut, node, value, keeps)
     if verbs.is_op(node, "Reshape", "Squeeze", "Unsqueeze") and (node.op_type != "Reshape" or len(node.inputs) > 1):
         return _reshape(cut, node, value, keeps)
+    if verbs.is_op(node, "Gather"):
+        return _gathered(cut, node, keeps)
     if verbs.is_op(node, "ConstantOfShape"):
         inputs: Inputs = list(node.inputs)
         return inputs if _sizes(cut, node, 0, keeps, inputs) else None
@@ -54,6 +56,22 @@ def _first(cut: Cut, node: ir.Node, keeps: Keeps) -> Inputs:
     inputs: Inputs = list(node.inputs)
     assert inputs[0] is not None
     inputs[0] = cut.smaller(inputs[0], keeps, node)
+    return inputs
+
+
+def _gathered(cut: Cut, node: ir.Node, keeps: Keeps) -> Inputs:
+    """A table with its rows looked up by a constant: columns are cut in the table, what is looked up in the indices."""
+    inputs: Inputs = list(node.inputs)
+    data, indices = inputs
+    assert data is not None
+    assert indices is not None
+    first = int(verbs.attribute(node, "axis", 0)) % len(cut.flow.shape(data))
+    count = len(cut.flow.shape(indices))
+    own = {axis if axis < first else axis - count + 1: keep for axis, keep in keeps.items()
+           if not first <= axis < first + count}  # fmt: skip
+    picked = {axis - first: keep for axis, keep in keeps.items() if first <= axis < first + count}
+    inputs[0] = cut.smaller(data, own, node) if own else data
+    inputs[1] = cut.smaller(indices, picked, node) if picked else indices
     return inputs
 
 

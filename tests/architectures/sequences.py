@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 from tests.architectures.builder import Net
 from tests.halved import Axis, Part, Width
 
-__all__ = ["NETS"]
+__all__ = ["NETS", "POSITIONS", "TOKENS", "relative_index", "shift_mask"]
 
 TOKENS, POSITIONS = 50, 64
 
@@ -191,7 +191,7 @@ def window(net: Net) -> None:
         scores = net.op("MatMul", net.op("Mul", q, net.scalar(0.4)), net.transpose(k, 0, 1, 3, 2))
         scores = net.op("Add", scores, _relative(net, name, count, w))
         if shift:
-            mask = net.keep("mask", _shift_mask(side, w, shift)[None, :, None])
+            mask = net.keep("mask", shift_mask(side, w, shift)[None, :, None])
             scores = net.op("Add", net.reshape(scores, -1, (side // w) ** 2, count, w * w, w * w), mask)
             scores = net.reshape(scores, -1, count, w * w, w * w)
         h = net.transpose(net.op("MatMul", net.op("Softmax", scores, axis=-1), v), 0, 2, 1, 3)
@@ -216,14 +216,19 @@ def _rolled(net: Net, x: str, shift: int) -> str:
 def _relative(net: Net, name: str, count: Axis, w: int) -> str:
     """A bias per head and pair of places, looked up by their distance: [1, heads, w*w, w*w]."""
     table = net.keep(f"{name}.table", net.draw.weight(f"{name}.table", ((2 * w - 1) ** 2, count)))
-    at = np.stack(np.meshgrid(np.arange(w), np.arange(w), indexing="ij")).reshape(2, -1)
-    apart = at[:, :, None] - at[:, None] + w - 1
-    index = net.keep("apart", (apart[0] * (2 * w - 1) + apart[1]).reshape(-1))
+    index = net.keep("apart", relative_index(w))
     bias = net.reshape(net.op("Gather", table, index), w * w, w * w, count)
     return net.op("Unsqueeze", net.transpose(bias, 2, 0, 1), net.ints(0))
 
 
-def _shift_mask(side: int, w: int, shift: int) -> np.ndarray:
+def relative_index(w: int) -> np.ndarray:
+    """The row of the table for every pair of places in a window: [w*w * w*w]."""
+    at = np.stack(np.meshgrid(np.arange(w), np.arange(w), indexing="ij")).reshape(2, -1)
+    apart = at[:, :, None] - at[:, None] + w - 1
+    return np.asarray((apart[0] * (2 * w - 1) + apart[1]).reshape(-1))
+
+
+def shift_mask(side: int, w: int, shift: int) -> np.ndarray:
     """-100 between places of one window that were no neighbours before the roll: [windows, w*w, w*w]."""
     zone = np.digitize(np.arange(side), [side - w, side - shift])
     zones = (3 * zone[:, None] + zone).reshape(side // w, w, side // w, w).transpose(0, 2, 1, 3).reshape(-1, w * w)
