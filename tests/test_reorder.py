@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
+from onnxslim_core.passes.fuse_batchnorm import FuseBatchNorm
 from onnxslim_core.passes.reorder import Reorder
 
 from onnxslim_core.rewrite import Change, Context, Kind
@@ -100,6 +101,34 @@ def test_the_order_of_transposes_is_not_mixed_up() -> None:
     after, changes = _run(proto)
     assert [change.applied for change in changes] == [True]
     assert sorted(_ops(after)) == ["Abs", "Relu", "Transpose", "Transpose"]
+    oracles.assert_equal(proto, after, Kind.BITWISE)
+
+
+def test_what_a_transpose_hid_is_fused_afterwards() -> None:
+    """Why the exact recipe has reorder before fuse_batchnorm."""
+    text = """g (float[N,3,6,5] x) => (float[N,4,6,5] y) <float[4,3,1,1] A, float[4] a, float[4] s, float[4,4,1,1] B, float[4] b> {
+        c = Conv(x, A)  t = Transpose<perm=[0,2,3,1]>(c)  d = Add(t, a)  e = Mul(d, s)  r = Relu(e)
+        u = Transpose<perm=[0,3,1,2]>(r)  f = Conv(u, B)  v = Transpose<perm=[0,2,3,1]>(f)  h = Add(b, v)
+        y = Transpose<perm=[0,3,1,2]>(h) }"""
+    proto = _proto(text)
+    model = ir.from_proto(proto)
+    for step in (Reorder(), FuseBatchNorm()):
+        step.run(model, Context())
+    assert [node.op_type for node in model.graph] == ["Conv", "Relu", "Conv"]
+    oracles.assert_equal(proto, ir.to_proto(model), Kind.ALGEBRAIC)
+
+
+@pytest.mark.parametrize("bounds", [["", "h"], ["l", "h"], ["h", "l"], []])
+def test_an_absent_bound_is_none(bounds: list[str]) -> None:
+    """Bounds that are out of order are left alone: what is meant then has changed between versions."""
+    pool = helper.make_node("MaxPool", ["c"], ["y"], kernel_shape=[2], strides=[2])
+    nodes = [helper.make_node("Abs", ["x"], ["a"]), helper.make_node("Clip", ["a", *bounds], ["c"]), pool]
+    weights = [numpy_helper.from_array(np.array(v, np.float32), n) for n, v in (("l", 0.25), ("h", 1.5))]
+    ends = [helper.make_tensor_value_info(n, 1, [2, 3, s]) for n, s in (("x", 8), ("y", 4))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    after, _ = _run(proto)
+    assert _ops(after) == (["Abs", "Clip", "MaxPool"] if bounds == ["h", "l"] else ["Abs", "MaxPool", "Clip"])
     oracles.assert_equal(proto, after, Kind.BITWISE)
 
 
