@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxslim_core.graph import STANDARD
 from onnxslim_core.ops import (
+    attention,
     bodies,
     conv,
     einsum,
@@ -37,6 +38,7 @@ RULES: dict[str, Rule] = {
     **keep.RULES,
     **mix.RULES,
     **norms.RULES,
+    **attention.RULES,
     **move.RULES,
     **parts.RULES,
     **joints.RULES,

@@ -23,6 +23,7 @@ from onnxslim_core.ops.flow import Flow, Rule
 from onnxslim_core.ops.table import RULES
 from tests.channels.masks import prove
 from tests.ops import (
+    test_attention,
     test_bodies,
     test_conv,
     test_einsum,
@@ -48,6 +49,7 @@ ALL: list[Case] = [
     *test_mix.CASES,
     *test_move.CASES,
     *test_norms.CASES,
+    *test_attention.CASES,
     *test_sizes.CASES,
     *test_quantized.CASES,
     *test_bodies.CASES,
@@ -109,6 +111,7 @@ KINDS = ("uncut", "untied", "reversed", "no sink", *_STUBS)
 values do not depend on each other; nothing is the same as anything else; coarse and fine channels go on their own."""
 
 CREATE = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN")
+ATTENTION = ("Attention", "com.microsoft.MultiHeadAttention")
 QUANTIZED = (
     *("ConvInteger", "QLinearConv", "MatMulInteger", "QLinearMatMul"),
     *(f"com.microsoft.{op}" for op in ("FusedConv", "FusedMatMul", "FusedGemm", "QGemm", "DynamicQuantizeLSTM")),
@@ -130,7 +133,17 @@ MUST: dict[str, tuple[str, ...]] = {
     ),
     "no mix": tuple(
         op
-        for op in (*join.RULES, *mix.RULES, *norms.RULES, "Conv", "ConvTranspose", "Pad", "DepthToSpace")
+        for op in (
+            *join.RULES,
+            *mix.RULES,
+            *norms.RULES,
+            "RotaryEmbedding",
+            "com.microsoft.RotaryEmbedding",
+            "Conv",
+            "ConvTranspose",
+            "Pad",
+            "DepthToSpace",
+        )
         if op not in ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "LpNormalization")
     ),
     "no unite": (
