@@ -69,12 +69,11 @@ def test_a_curve_across_folds_sees_what_one_on_itself_hides() -> None:
 
 
 def test_the_ridge_grows_where_images_are_few() -> None:
-    assert advised_ridge(list(range(64)), 64) is None
-    assert advised_ridge(list(range(500)), 64) is None
+    assert advised_ridge(list(range(256)), 64) is None
     assert advised_ridge([], 64) is None
     assert advised_ridge([0, 1, 2] * 100, 64) == pytest.approx(1e-1)
-    assert advised_ridge(list(range(32)), 64) == pytest.approx(1e-1)
-    between = [advised_ridge(list(range(n)), 100) or 0.0 for n in (10, 50, 70, 90, 99)]
+    assert advised_ridge(list(range(64)), 64) == pytest.approx(1e-1)
+    between = [advised_ridge(list(range(n)), 100) or 0.0 for n in (100, 150, 250, 350, 399)]
     assert between == sorted(between, reverse=True) and between[-1] == pytest.approx(1e-2, rel=0.1)
     assert distinct([3, 3, 1]) == 2
 
