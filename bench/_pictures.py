@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from zoo.fetch import default_folder
 
-LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,-:/%"
+TEXT = Path(__file__).resolve().parent.parent / "LICENSE"
 
 
 def photos(*sets: str, folder: Path | None = None) -> list[Image.Image]:
@@ -37,12 +37,18 @@ def crops(images: Sequence[Image.Image], count: int, size: tuple[int, int], seed
     return np.stack(found)
 
 
-def lines(count: int, size: tuple[int, int], seed: int) -> np.ndarray:
-    """Text of random letters, sizes, colours and noise; uint8 [count, height, width, 3]."""
+def lines(count: int, size: tuple[int, int], seed: int, *, judging: bool = False) -> np.ndarray:
+    """Rendered text in random sizes and colours, with noise; uint8 [count, height, width, 3].
+
+    The words are those of the licence in a row from any place: of its last third where `judging`, else of the others.
+    """
     rng, found = np.random.default_rng(seed), []
     height, width = size
+    words = TEXT.read_text(encoding="utf-8").split()
+    part = words[len(words) * 2 // 3 :] if judging else words[: len(words) * 2 // 3]
     for _ in range(count):
-        text = "".join(rng.choice(list(LETTERS), int(rng.integers(5, 28))))
+        start = int(rng.integers(0, len(part) - 8))
+        text = " ".join(part[start : start + 8])[: int(rng.integers(5, 28))]
         light, dark = (tuple(int(v) for v in rng.integers(*span, 3)) for span in ((120, 256), (0, 110)))
         paper, ink = (light, dark) if rng.random() < 0.7 else (dark, light)
         image = Image.new("RGB", (width, height), paper)

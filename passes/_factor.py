@@ -39,6 +39,7 @@ class Layer:
         offers: What it can become, once that is known.
         seen: What the samples say, once they have had a say in that; the rows held out are what is left of it.
         why: Why they had none, though there are some.
+        halved: True once it is split.
     """
 
     node: ir.Node
@@ -51,6 +52,7 @@ class Layer:
     offers: list[Offer] = field(default_factory=list)
     seen: Seen | None = None
     why: str = ""
+    halved: bool = False
 
     @property
     def sampled(self) -> bool:

@@ -6,11 +6,13 @@
     spatial   Conv, both k > 1  k x 1 to r channels, 1 x k                r k (c + n)
     tucker    Conv, k > 1       1 x 1 to p, k x k from p to q, 1 x 1      c p + p q k k + q n
 
-With samples of real inputs the *answers* are kept: each factor is the best of its rank in the metric of what the layer
-reads (singular value decomposition of the whitened weight), the bias makes up for the mean error, and every error that
-a choice rests on is measured on samples held out from the decomposition. Without samples the *weights* are kept: by
-their plain decomposition, the best where nothing is known of the inputs; only Gemm and MatMul are then taken, unless
-`layers` or `form` asks for Conv. The mathematics, with its sources, is in onnxslim_core/lowrank, a file per form.
+With samples of real inputs the *answers* are kept: each factor is the best of its rank in the metric of what the
+layer reads (singular value decomposition of the whitened weight), the bias makes up for the mean error, and every
+error that a choice rests on is measured on samples held out from the decomposition. In the end the last factors are
+solved anew one after the other (`repair`), so that a layer also mends what happened before it: half of the loss on a
+ResNet-56. Without samples the *weights* are kept: by their plain decomposition, the best where nothing is known of
+the inputs; only Gemm and MatMul are then taken, unless `layers` or `form` asks for Conv. The mathematics, with its
+sources, is in onnxslim_core/lowrank, a file per form.
 
 The last of the new nodes keeps the name, the output and the bias. Lossy. A layer is left alone where no form is
 cheaper, where another node reads its weight, where the weight is kept as int8, where a Conv has groups, or where it
@@ -20,10 +22,10 @@ is not measured faster.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Literal, final
+from typing import ClassVar, Literal, final
 
 import numpy as np
 import onnx_ir as ir
@@ -33,15 +35,17 @@ from onnxslim_core.calibration.batches import stacked
 from onnxslim_core.calibration.consumers import constant_of, is_linear
 from onnxslim_core.errors import RecipeError
 from onnxslim_core.graph import Names, attribute, label_of, users_of
-from onnxslim_core.lowrank.channel import Matrix
 from onnxslim_core.lowrank.forms import FORMS, Offer, judged, offers
 from onnxslim_core.lowrank.gather import Seen, gather
 from onnxslim_core.lowrank.ranks import choose
 from onnxslim_core.lowrank.split import split, stored
+from onnxslim_core.lowrank.weights import shifted
 from onnxslim_core.measure.shapes import concrete_shapes
+from onnxslim_core.repair.sequential import Refit
 from onnxslim_core.rewrite import Change, Context, Kind
 
 from ._factor import Layer, Stopwatch, layers_of
+from ._factor_record import details_of, how, refusal, what
 
 __all__ = ["Factorize"]
 
@@ -117,6 +121,9 @@ class Factorize:
     """matrix, channel, spatial or tucker; auto takes for each layer the form that is cheapest, or loses least."""
     criterion: Literal["auto", "output", "weight"] = "auto"
     """What is kept: the output on the samples, or the weight; auto is the output where samples are real."""
+    repair: Literal["auto", "least_squares", "none"] = "auto"
+    """The last node of every split layer is solved anew, one layer after the other, on what it reads by then, to what
+    the layer answered (needs samples); auto does so where there are samples."""
     round_to: int | Literal["auto"] = "auto"
     """Ranks are multiples of this: rounded up for an energy, down for a ratio or target. auto: 16, below 64 it is 8."""
     min_size: int = 16384
@@ -146,6 +153,8 @@ class Factorize:
             raise RecipeError(f"factorize: form is '{self.form}'", f"auto or one of {', '.join(FORMS)}")
         if self.criterion not in ("auto", "output", "weight"):
             raise RecipeError(f"factorize: criterion is auto, output or weight, found '{self.criterion}'")
+        if self.repair not in ("auto", "least_squares", "none"):
+            raise RecipeError(f"factorize: repair is auto, least_squares or none, found '{self.repair}'")
         if self.round_to != "auto" and (isinstance(self.round_to, str) or self.round_to < 1):
             raise RecipeError(f"factorize: round_to is auto or an integer from 1, found {self.round_to}")
         if self.min_size < 1:
@@ -158,15 +167,15 @@ class Factorize:
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Split the layers of the main graph that the options name, one after the other."""
         given = bool(context.samples) and context.samples_are_real
-        if self.criterion == "output" and not given:
-            reason = "the output is known from samples of real inputs only: give --data"
+        if (self.criterion == "output" or self.repair == "least_squares") and not given:
+            reason = "answers are known from samples of real inputs only: give --data"
             return [Change(self.name, (), "split", reason, "data_given")]
         sampled = given and self.criterion != "weight"
         shapes = concrete_shapes(model, context.samples[0] if context.samples else None)
         found = list(layers_of(model, shapes, self._operators(sampled)))
         if small := self._all_small(found):
             return [
-                _refusal(small, "large_enough", f"the largest layer has fewer than min_size = {self.min_size} elements")
+                refusal(small, "large_enough", f"the largest layer has fewer than min_size = {self.min_size} elements")
             ]
         layers, changes = list[Layer](), list[Change]()
         for layer in self._chosen(found):
@@ -174,16 +183,29 @@ class Factorize:
             if verdict is None:
                 layers.append(layer)
             else:
-                changes.append(_refusal(layer, *verdict))
+                changes.append(refusal(layer, *verdict))
         with threadpool_limits(context.threads):
             self._study(layers, model, context, sampled)
             wanted = self._wanted(layers)
+        reference = model.clone() if given and self.repair != "none" and any(wanted) else None
         names, watch = Names(model), Stopwatch(model, context)
         for done, (layer, candidates) in enumerate(zip(layers, wanted, strict=True)):
             context.progress(self.name, done, len(layers))
             changes.append(self._factorize(layer, candidates, model, names, watch))
             layer.offers, layer.seen = [], None
-        return changes
+        done_to = [layer.node for layer in layers if layer.halved]
+        return changes if reference is None else [*changes, *self._mend(done_to, reference, model, context)]
+
+    def _mend(self, nodes: Sequence[ir.Node], reference: ir.Model, model: ir.Model, context: Context) -> list[Change]:
+        """Solve the last nodes of split layers anew; they have kept the names of the layers."""
+        # what has no place for a bias would cost another node
+        named = [str(node.name) for node in nodes if node.name and shifted(node) is not None]
+        if not named:
+            return []
+        batches = stacked(model, context.samples)
+        job = Refit(reference, model, batches, {}, named, seed=context.seed, threads=context.threads)
+        count = job.run(context.progress)
+        return [Change(self.name, tuple(named), "solve what was split anew", details={"nodes_solved": count})]
 
     def _operators(self, sampled: bool) -> tuple[str, ...]:
         if self.layers:
@@ -269,15 +291,15 @@ class Factorize:
         self, layer: Layer, candidates: Sequence[Offer], model: ir.Model, names: Names, watch: Stopwatch
     ) -> Change:
         if not candidates:
-            return _refusal(layer, "pays", self._too_dear(layer))
+            return refusal(layer, "pays", self._too_dear(layer))
         refusals = []
         for offer in candidates:
             assert layer.weight is not None
             parts = stored(layer.node, offer)
-            details = _details(layer, offer, parts)
+            details = details_of(layer, offer, parts)
             if not all(np.isfinite(part.astype(np.float64)).all() for part in parts):
                 reason = f"the factors do not fit into {layer.weight.dtype.name}"
-                refusals.append(_refusal(layer, "representable", reason, details))
+                refusals.append(refusal(layer, "representable", reason, details))
                 continue
             details["latency"] = "not measured"
             timing = watch(layer, offer) if self.measure != "never" else None
@@ -285,13 +307,14 @@ class Factorize:
                 details["latency"] = {"ratio": timing.ratio, "low": timing.low, "high": timing.high}
                 if timing.high >= 1:
                     spread = f"{timing.ratio:.2f} of the time ({timing.low:.2f} to {timing.high:.2f})"
-                    refusals.append(_refusal(layer, "measured_faster", f"not measured faster: {spread}", details))
+                    refusals.append(refusal(layer, "measured_faster", f"not measured faster: {spread}", details))
                     continue
             elif self.measure == "always":
-                return _refusal(layer, "measured_faster", "its time cannot be measured", details)
+                return refusal(layer, "measured_faster", "its time cannot be measured", details)
             where, saved = (label_of(layer.node),), layer.weight.nbytes - sum(part.nbytes for part in parts)
             split(model, layer.node, offer, names)
-            return Change(self.name, where, f"{_what(layer)} {_how(offer)}", bytes_saved=saved, details=details)
+            layer.halved = True
+            return Change(self.name, where, f"{what(layer)} {how(offer)}", bytes_saved=saved, details=details)
         return refusals[0]
 
     def _too_dear(self, layer: Layer) -> str:
@@ -337,64 +360,3 @@ def _is_named(layer: Layer, globs: Sequence[str]) -> bool:
     weight = layer.node.inputs[layer.place]
     names = [layer.node.name or "", *(str(v.name) for v in (weight, *layer.node.outputs) if v is not None)]
     return any(fnmatchcase(name, glob) for name in names for glob in globs)
-
-
-def _what(layer: Layer) -> str:
-    """`split 64 x 48`, or `split 3 x 3 Conv 64 to 128`."""
-    if layer.weight is None:
-        return "split"
-    depth, outputs = layer.weight.shape
-    if not layer.kernel:
-        return f"split {depth} x {outputs}"
-    size = " x ".join(str(side) for side in layer.kernel)
-    return f"split {size} Conv {depth // int(np.prod(layer.kernel))} to {outputs}"
-
-
-def _how(offer: Offer) -> str:
-    rank = " and ".join(str(rank) for rank in offer.ranks)
-    return f"at rank {rank}" if offer.form == "matrix" else f"at rank {rank}, {offer.form}"
-
-
-def _refusal(layer: Layer, guard: str, reason: str, details: Mapping[str, Any] | None = None) -> Change:
-    return Change("factorize", (label_of(layer.node),), _what(layer), reason, guard, details=details or {})
-
-
-def _details(layer: Layer, offer: Offer, parts: Sequence[np.ndarray]) -> dict[str, Any]:
-    """What a reader can check."""
-    assert layer.weight is not None
-    details: dict[str, Any] = {
-        "rows": layer.weight.shape[0],
-        "columns": layer.weight.shape[1],
-        "form": offer.form,
-        "rank": offer.rank,
-        "ranks": list(offer.ranks),
-        "criterion": "output" if layer.sampled else "weight",
-        "error": offer.error,
-        "energy": 1 - offer.error,
-        "macs_before": layer.macs,
-        "macs_after": offer.macs,
-    }
-    if layer.why:
-        details["criterion_because"] = layer.why
-    if isinstance(offer.curve, Matrix) and not layer.sampled:
-        # of the factors as they are stored, rounding included
-        a, b = (part.astype(np.float64) for part in parts)
-        left = layer.weight.astype(np.float64) - (a @ b if offer.form == "matrix" else _product(a, b))
-        dropped = offer.curve.found.factors(offer.rank).first_dropped
-        details |= {"first_dropped": dropped, "spectral_error": _spectral_norm(left)}
-    return details
-
-
-def _product(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Of the kernels [r, c, taps...] and [n, r, 1...]: d x n."""
-    return np.asarray(first.reshape(len(first), -1).T @ second.reshape(len(second), -1).T)
-
-
-def _spectral_norm(array: np.ndarray) -> float:
-    """The largest singular value, by the eigenvalues of the smaller Gram matrix: exact for the largest, and cheap."""
-    scale = float(np.abs(array).max(initial=0.0))
-    if scale == 0:
-        return 0.0
-    unit = array / scale
-    gram = unit @ unit.T if unit.shape[0] <= unit.shape[1] else unit.T @ unit
-    return scale * float(np.sqrt(max(np.linalg.eigvalsh(gram)[-1], 0.0)))

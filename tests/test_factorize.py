@@ -171,6 +171,7 @@ def test_measuring_is_asked_for_by_option() -> None:
         {"layers": ("Conv", "LSTM")},
         {"form": "cp"},
         {"criterion": "l2"},
+        {"repair": "bias"},
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, object]) -> None:
@@ -346,3 +347,22 @@ def test_float16_from_samples() -> None:
     assert change.applied
     assert {w.dtype for w in _weights(model).values()} == {np.dtype(np.float16)}
     assert _far(before, ir.to_proto(model), samples) < 2 * change.details["error"] + 1e-3
+
+
+def test_solving_anew_mends_what_happened_before() -> None:
+    lost, names = {}, {}
+    for repair in ("none", "auto"):
+        model = _model(CNN)
+        for number, node in enumerate(model.graph):
+            node.name = f"n{number}"
+        before = ir.to_proto(model)
+        changes = _run(model, _real(48), ratio=0.7, form="spatial", repair=repair)
+        names[repair] = [change.where for change in changes if "nodes_solved" in change.details]
+        lost[repair] = _far(before, ir.to_proto(model), _images(30, seed=1))
+    assert names == {"none": [], "auto": [("n0", "n2")]}
+    assert lost["auto"] < 0.95 * lost["none"]
+
+
+def test_solving_anew_needs_samples() -> None:
+    (change,) = _run(_model(CNN), repair="least_squares")
+    assert (change.applied, change.guard) == (False, "data_given")

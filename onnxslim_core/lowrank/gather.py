@@ -32,6 +32,8 @@ _HELD = 1024
 """Rows held out, at most."""
 _PER_DEPTH = 20
 """Rows per input of the sum, where they are cheap."""
+_ROWS = 1 << 14
+"""And never fewer than so many, where there are as many: short inputs are cheap."""
 _PRODUCTS = 2e11
 """Multiply-adds for one covariance, at most; but never less than two rows per input."""
 _BYTES = 1 << 30
@@ -149,7 +151,7 @@ class _Sums:
     def see(self, x: NDArray[np.generic], batches: int, rng: np.random.Generator) -> None:
         """Add one batch of the node's input, out of so many."""
         shape = output_shape(self._node, x.shape, self._outputs)
-        wanted = min(_PER_DEPTH * self._depth, max(int(_PRODUCTS / self._depth**2), 2 * self._depth))
+        wanted = min(max(_PER_DEPTH * self._depth, _ROWS), max(int(_PRODUCTS / self._depth**2), 2 * self._depth))
         samples = int(draw(self._node, shape, 1, rng).sample[-1]) + 1
         at = draw(self._node, shape, max(-(-wanted // max(batches * samples, 1)), 8), rng)
         chosen = at.place[: len(at.place) // samples]  # the same in every sample
