@@ -50,7 +50,7 @@ from onnxslim_core.channels.trace import trace
 from onnxslim_core.channels.twin import twin_of
 from onnxslim_core.criteria.curves import Setting
 from onnxslim_core.criteria.table import MEASURED, curve_of
-from onnxslim_core.graph import label_of
+from onnxslim_core.graph import is_op, label_of
 from onnxslim_core.lowrank.forms import weights_like
 from onnxslim_core.measure.pieces import Table, cache_folder
 from onnxslim_core.measure.session import open_session, run
@@ -543,7 +543,8 @@ class Slimming:
             return found
 
         nodes = [*at_once, *rows, *self._last_layers()]
-        nodes += self._ends_after(branches)
+        more, targets = self._around(branches)
+        nodes += more
         if self.demand.repair == "none":
             for node in work.graph:
                 if (used := rows.get(str(node.name))) is not None:
@@ -558,22 +559,42 @@ class Slimming:
             seed=self.context.seed,
             threads=self.context.threads,
             repair=self.demand.repair,
+            targets=targets,
             stays=stays,
         )
         job.run(self.context.progress)
         weights = {str(node.name): (weights_of(node), _own_bias(node)) for node in job.mended}
         return _Mended(choice, classes, weights, self._lost(work))
 
-    def _ends_after(self, branches: Sequence[Branch]) -> list[str]:
-        """Ends of later branches: each corrects the stream that has lost one."""
-        dropped = {branch.add for branch in branches}
-        after = False
+    def _around(self, branches: Sequence[Branch]) -> tuple[list[str], dict[str, str]]:
+        """Who makes up for branches that go, and what for.
+
+        The layer before a branch takes over what the branch did to the stream, so its sum is to be like the sum at the
+        end of the branch; each later end of a branch corrects the stream that has lost one.
+        """
+        ends = {branch.add: branch for branch in branches}
+        targets: dict[str, str] = {}
         names = []
+        for branch in branches:
+            stream, like = branch.shortcut, str(branch.add.outputs[0].name)
+            while True:
+                source = stream.producer()
+                if is_op(source, "Relu") and source is not None:
+                    stream = source.inputs[0]  # type: ignore[assignment]
+                    source = stream.producer()
+                if source is None or source not in ends:
+                    break
+                stream = ends[source].shortcut
+            targets[str(stream.name)] = like
+            if source is not None:
+                makers = [source] if is_linear(source) else [v.producer() for v in source.inputs if v is not None]
+                names += [str(maker.name) for maker in makers if maker is not None and is_linear(maker)]
+        after = False
         for node in self.model.graph:
-            after = after or node in dropped
+            after = after or node in ends
             if after and is_linear(node) and target_of(node)[1] is not None:
                 names.append(str(node.name))
-        return names
+        return names, targets
 
     def _last_layers(self) -> list[str]:
         """Linear nodes whose answer is an answer of the model, where the samples say enough to solve for them.

@@ -69,6 +69,8 @@ class Refit:
         threads: For onnxruntime and BLAS.
         repair: A row of `repair.table.REPAIRS`.
         ridge: Relative to the mean of a covariance's diagonal; None: as `Moments.ridge` says.
+        targets: By the name of a sum or an answer in the model, the name of the value of the reference that it should
+            be like; its own twin where none is given.
         stays: Asked about each node once its moments are known: which of its inputs (d,) it may use; None: all.
 
     Attributes:
@@ -88,8 +90,10 @@ class Refit:
         threads: int = 1,
         repair: str = "least_squares",
         ridge: float | None = None,
+        targets: Mapping[str, str] | None = None,
         stays: Callable[[ir.Node, Moments], NDArray[np.bool_] | None] | None = None,
     ) -> None:
+        self._targets = targets or {}
         self.mended: list[ir.Node] = []
         self._stays = stays
         self._reference, self._model, self._batches = reference, model, batches
@@ -121,12 +125,12 @@ class Refit:
         summed: dict[ir.Node, ir.Value] = {}
         for node in nodes:
             twin = twins.get(str(node.name))
-            found = values.get(str(answer_of(node).name)) or (None if twin is None else answer_of(twin))
+            found = self._named(values, answer_of(node)) or (None if twin is None else answer_of(twin))
             if found is None:
                 continue
             plain[node] = found
             total, other = target_of(node)
-            whole = values.get(str(total.name)) or (None if twin is None else target_of(twin)[0])
+            whole = self._named(values, total) or (None if twin is None else target_of(twin)[0])
             if other is not None and whole is not None and whole is not found and not self._waits(other, node):
                 summed[node] = whole
         shapes = self._shapes([*plain.values(), *summed.values()])
@@ -139,6 +143,10 @@ class Refit:
                 target = whole if streamed and whole is not None else value
                 tasks.append(_Task(node, target, streamed))
         return tasks
+
+    def _named(self, values: Mapping[str, ir.Value], like: ir.Value) -> ir.Value | None:
+        """The value of the reference that one of the model should be like."""
+        return values.get(self._targets.get(str(like.name), str(like.name)))
 
     def _waits(self, other: ir.Value, node: ir.Node) -> bool:
         """Whether the other summand comes after the node."""
