@@ -11,9 +11,10 @@ damaged, or with `--small` the network of the demo and a few with control flow, 
 
 Outcomes: `refused` (exit 2 or 3, one line and perhaps a hint), `equal`, `runs nowhere` (onnxruntime declines the
 damaged model, or crashes on it by itself), `costly` (onnxruntime alone takes as much memory or time for the damaged
-model as is allowed us), `rolled back` (equal, but a pass did wrong and the net caught it); and the failures: `wrong` answers, `bigger`, `bug` (any other exit, a traceback, other lines on the console), `crash`, `slow`
-(more than 20 s of processor time), `memory` (more than 1 GB and the file at its highest), `leftover` (a file that
-stays). Exits with 1 where there is a failure. Writes fuzz.json.
+model as is allowed us), `rolled back` (equal, but a pass did wrong and the net caught it); and the failures: `wrong`
+answers, `bigger`, `bug` (any other exit, a traceback, other lines on the console), `crash`, `slow` (more than 20 s of
+processor time), `memory` (more than 1 GB and the file at its highest), `leftover` (a file that stays). Exits with 1
+where there is a failure. Writes fuzz.json.
 """
 
 from __future__ import annotations

@@ -202,17 +202,11 @@ def main() -> int:
     sizes = [int(size) for size in args.sizes.split(",")]
     rows = [row for shape in args.shapes.split(",") for row in sweep(shape, sizes, tools, args)]
     found = verdict(rows)
-    payload = {
-        "counted": "processor time" if args.busy else "time",
-        "repeat": args.repeat,
-        "timeout": args.timeout,
-        "rows": rows,
-        **found,
-    }
+    counted = "processor time" if args.busy else "time"
+    payload = {"counted": counted, "repeat": args.repeat, "timeout": args.timeout, "rows": rows, **found}
     write_result("scaling", payload | ({"rivals": rivals.versions(args.rivals)} if args.rivals else {}), args.out)
     head = ["shape", ">nodes", *(f">{tool}" for tool in ("ours, checked", "ours, unchecked", *tools[2:]))]
-    counted = "Seconds of processor time" if args.busy else "Seconds"
-    note = f"{counted} of a whole process, imports included; in brackets the exponent from the size above.\n"
+    note = f"Seconds of {counted} of a whole process, imports included; in brackets the exponent from the size above.\n"
     table = markdown(head, (cells(row, rows) for row in rows))
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "scaling.md").write_text(f"{table}\n{note}", encoding="utf-8")

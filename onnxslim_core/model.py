@@ -25,10 +25,11 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnxslim_core import _carry, _emit, _files, _tensors
 from onnxslim_core._wellformed import Limits, quote
 from onnxslim_core.errors import InvalidModel, ModelError
+from onnxslim_core.graph import all_nodes, label_of
 from onnxslim_core.rewrite import Change
 from onnxslim_core.verify import STRUCTURE, out_of_order
 
-__all__ = ["DEFAULT_LIMITS", "LARGE", "Limits", "Model", "load", "save", "wrap"]
+__all__ = ["DEFAULT_LIMITS", "LARGE", "Limits", "Model", "load", "save", "tell_nodes_apart", "wrap"]
 
 DEFAULT_LIMITS = Limits()
 LARGE = 2**28
@@ -184,6 +185,25 @@ def load(
     if not isinstance(source, Model) and root is None and not notes and graph.graph.meta.get(_carry.EXTERNAL_KEY):
         found._file = path
     return found
+
+
+def tell_nodes_apart(model: Model) -> None:
+    """Give nodes that share a name names of their own, which is noted: onnxruntime loads no file that has such."""
+    seen: set[str] = set()
+    again = []
+    for node in all_nodes(model.ir.graph):
+        if node.name and node.name in seen:
+            again.append(node)
+        seen.add(node.name or "")
+    for number, node in enumerate(again):
+        while (name := f"{node.name}_{number}") in seen:
+            number += len(again)
+        seen.add(name)
+        node.name = name
+    if again:
+        action = f"gave {len(again)} nodes names of their own that had the name of another"
+        model.notes.append(Change("load", (label_of(again[0]),), action, details={"count": len(again)}))
+        model.seal(False)
 
 
 def _parse(data: bytes, what: str) -> onnx.ModelProto:

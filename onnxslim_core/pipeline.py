@@ -24,7 +24,7 @@ from onnxslim_core.errors import BudgetError, ModelError, RecipeError
 from onnxslim_core.measure.fidelity import beside
 from onnxslim_core.measure.session import open_file, open_session, run
 from onnxslim_core.measure.truth import Plain
-from onnxslim_core.model import LARGE, Model, load, save
+from onnxslim_core.model import LARGE, Model, load, save, tell_nodes_apart
 from onnxslim_core.recipe import Budget, Recipe, load_budget
 from onnxslim_core.report import Asked, Report, plain
 from onnxslim_core.rewrite import Progress, Sample
@@ -181,7 +181,8 @@ def compress(
         start = load(model, external_data_root=root, keep_feedable=keep_feedable)
         # what is held against the result is the model as it was given, so that what loading gained counts too
         reference = load(model, external_data_root=root, keep_feedable=True) if start.notes else start
-        for each in (start, reference):
+        for each in {id(each): each for each in (start, reference)}.values():
+            tell_nodes_apart(each)
             each.seal()
     with clock("samples"):
         sizes = {name: spec.shape for name, spec in recipe.inputs.items() if spec.shape is not None}
