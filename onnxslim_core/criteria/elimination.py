@@ -148,14 +148,15 @@ def take_all(parts: Sequence[Elimination], count: int, steps: int, *, largest: b
     Returns:
         Numbers of classes in the order in which they were taken, (steps,).
     """
-    left, order = np.arange(count), list[int]()
+    left, order, there = np.arange(count), list[int](), np.ones(count, np.bool_)
     while len(order) < steps and len(left):
         changes = np.sum([part.changes(left) for part in parts], axis=0)
         taken = _best(parts, left, changes, steps - len(order), largest)
         for part in parts:
             part.take(taken)
         order += taken.tolist()
-        left = left[~np.isin(left, taken)]
+        there[taken] = False
+        left = np.flatnonzero(there)
         for part in parts:
             part.settle(left)
     return np.array(order, np.int64)
