@@ -39,6 +39,7 @@ from onnxslim_core.calibration.consumers import (
     target_of,
     weights_of,
 )
+from onnxslim_core.calibration.diversity import advised_ridge, halves
 from onnxslim_core.calibration.moments import Moments
 from onnxslim_core.calibration.pieces import Swap
 from onnxslim_core.calibration.study import study
@@ -151,7 +152,8 @@ class Slimming:
     def __init__(self, channels: ChannelGraph, groups: Sequence[Group], demand: Demand, context: Context) -> None:
         self.channels, self.groups, self.demand, self.context = channels, groups, demand, context
         self.model = channels.flow.model
-        fit, probe = _set_apart(context.samples)
+        fit, probe = _set_apart(context)
+        self._ridge = advised_ridge(context.origins, max((group.width for group in groups), default=1))
         self.fit, self.probe = stacked(self.model, fit), stacked(self.model, probe)
         self.all = stacked(self.model, context.samples)
         self.refused: list[Change] = []
@@ -267,7 +269,7 @@ class Slimming:
             def measure(chosen: Sequence[int]) -> float:
                 return self._damage(readers, np.array(chosen, np.int32))
 
-        setting = Setting(self.channels, group, self.context.seed, measure=measure)
+        setting = Setting(self.channels, group, self.context.seed, self._ridge, measure)
         curve = curve_of(self.demand.criterion, readers, group.classes[group.free], setting)
         kept = [r for r in range(1, len(curve.order) + 1) if self._fits(group, group.width - r)]
         if not kept:
@@ -293,7 +295,9 @@ class Slimming:
 
     def _damage(self, readers: list[Reader], classes: NDArray[np.int32]) -> float:
         """What is lost without these classes, their readers solved anew, on the probes."""
-        return self.tails.lost({each.node: _solved_without(each, moments, classes) for each, moments in readers})
+        return self.tails.lost(
+            {each.node: _solved_without(each, moments, classes, self._ridge) for each, moments in readers}
+        )
 
     def _gone(self, branch: Branch) -> list[Row]:
         loss = self.tails.lost({}, zeroed=branch.result)
@@ -534,7 +538,7 @@ class Slimming:
             found = rows.get(name)
             if name in at_once:
                 group, consumer, count = at_once[name]
-                setting = Setting(self.channels, group, self.context.seed)
+                setting = Setting(self.channels, group, self.context.seed, self._ridge)
                 free = group.classes[group.free]
                 goes = curve_of(self.demand.criterion, [(consumer, moments)], free, setting).order[:count]
                 classes.extend(int(root) for root in goes)
@@ -559,6 +563,7 @@ class Slimming:
             seed=self.context.seed,
             threads=self.context.threads,
             repair=self.demand.repair,
+            ridge=self._ridge,
             targets=targets,
             stays=stays,
         )
@@ -689,12 +694,12 @@ class Slimming:
         self.refused.append(Change(self.demand.name, (where,), action, reason=reason, guard=guard))
 
 
-def _solved_without(consumer: Consumer, moments: Moments, classes: NDArray[np.int32]) -> Swap:
+def _solved_without(consumer: Consumer, moments: Moments, classes: NDArray[np.int32], ridge: float | None) -> Swap:
     """The best weights and bias of a reader with the rows of these classes zero, from the original's own moments."""
     start = weights_of(consumer.node)
     stays = np.repeat(~np.isin(consumer.classes, classes), consumer.taps)
     weights = np.zeros_like(start)
-    weights[stays], bias = solve(moments.only(stays), start[stays])
+    weights[stays], bias = solve(moments.only(stays), start[stays], ridge)
     return weights, bias
 
 
@@ -724,12 +729,17 @@ def _here(model: ir.Model, branches: Sequence[Branch]) -> list[Branch]:
     return found
 
 
-def _set_apart(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Samples to solve with, and others to measure what is lost: at most a fifth."""
-    count = min(_PROBES, len(samples) // 5)
-    if not count:
+def _set_apart(context: Context) -> tuple[list[Sample], list[Sample]]:
+    """Samples to solve with, and others to measure what is lost, of other origins: at most a fifth."""
+    samples = context.samples
+    share = min(_PROBES / len(samples), 0.2)
+    if len(samples) * share < 1:
         return list(samples), list(samples)
-    return list(samples[:-count]), list(samples[-count:])
+    origins = context.origins or range(len(samples))
+    fit, probe = halves(origins, share)
+    if not len(fit) or not len(probe):
+        return list(samples), list(samples)
+    return [samples[number] for number in fit], [samples[number] for number in probe]
 
 
 def _median(values: Sequence[float]) -> float:
