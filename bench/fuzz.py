@@ -349,6 +349,45 @@ def cases(paths: list[str], kinds: list[str], count: int, seed: int) -> Iterator
                 yield Case(path, kind, number, seed)
 
 
+class Tally:
+    """What came of the cases so far.
+
+    Args:
+        seed: Of the run.
+        folder: Where fuzz.json is written.
+    """
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        self.seed, self.folder = seed, folder
+        self.outcomes: dict[str, Counter[str]] = {}
+        self.said: Counter[str] = Counter()
+        self.failures: list[dict[str, object]] = []
+        self.most_bytes, self.most_seconds = 0, 0.0
+
+    def add(self, case: Case, verdict: Verdict) -> None:
+        """One more case."""
+        self.outcomes.setdefault(f"{case.name} {case.kind}", Counter())[verdict.outcome] += 1
+        self.most_bytes = max(self.most_bytes, verdict.peak)
+        self.most_seconds = max(self.most_seconds, verdict.seconds)
+        if verdict.note:
+            self.said[f"{verdict.outcome}: {verdict.note}"] += 1
+        if verdict.outcome in FAILURES:
+            facts = {"model": case.name, "kind": case.kind, "number": case.number}
+            self.failures.append({**facts, "outcome": verdict.outcome, "note": verdict.note})
+            print(f"{case.name} {case.kind} {case.number}: {verdict.outcome}: {verdict.note}", flush=True)
+
+    def total(self) -> Counter[str]:
+        """Cases by outcome."""
+        return sum(self.outcomes.values(), Counter[str]())
+
+    def write(self) -> None:
+        """Write fuzz.json."""
+        payload = {"seed": self.seed, "cases": self.total().total(), "total": self.total(), "outcomes": self.outcomes}
+        most = {"most_seconds": round(self.most_seconds, 2), "most_bytes": self.most_bytes}
+        said = dict(self.said.most_common(40))
+        write_result("fuzz", {**payload, "failures": self.failures, **most, "said": said}, self.folder)
+
+
 def main() -> int:
     """Damage, judge, count, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -365,33 +404,21 @@ def main() -> int:
     zoo = [options.zoo.expanduser() / f"{name}.onnx" for name in ZOO]
     paths = list(built_in()) if options.small else [str(path) for path in options.models or zoo]
     todo = list(cases(paths, options.kind or list(KINDS), options.count, options.seed))
-    counts: dict[str, Counter[str]] = {}
-    found: list[dict[str, object]] = []
-    said: Counter[str] = Counter()
-    peak, seconds = 0, 0.0
+    tally = Tally(options.seed, options.out)
     started = time.monotonic()
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), initializer=_warm) as pool:
         for number, (case, verdict) in enumerate(zip(todo, pool.map(judge, todo, chunksize=4), strict=True), 1):
-            counts.setdefault(f"{case.name} {case.kind}", Counter())[verdict.outcome] += 1
-            peak, seconds = max(peak, verdict.peak), max(seconds, verdict.seconds)
-            if verdict.note:
-                said[f"{verdict.outcome}: {verdict.note}"] += 1
-            if verdict.outcome in FAILURES:
-                facts = {"model": case.name, "kind": case.kind, "number": case.number}
-                found.append({**facts, "outcome": verdict.outcome, "note": verdict.note})
-                print(f"{case.name} {case.kind} {case.number}: {verdict.outcome}: {verdict.note}", flush=True)
-                if options.keep is not None:
-                    options.keep.mkdir(parents=True, exist_ok=True)
-                    where = options.keep / f"{Path(case.name).stem}-{case.kind}-{case.number}.onnx"
-                    where.write_bytes(case.damaged())
+            tally.add(case, verdict)
+            if verdict.outcome in FAILURES and options.keep is not None:
+                options.keep.mkdir(parents=True, exist_ok=True)
+                where = options.keep / f"{Path(case.name).stem}-{case.kind}-{case.number}.onnx"
+                where.write_bytes(case.damaged())
             if number % 500 == 0:
+                tally.write()  # a run takes an hour: what it found so far outlives it
                 print(f"{number} of {len(todo)}, {time.monotonic() - started:.0f} s", flush=True)
-    total = sum(counts.values(), Counter[str]())
-    print(", ".join(f"{n} {outcome}" for outcome, n in total.most_common()))
-    payload = {"seed": options.seed, "cases": len(todo), "total": total, "outcomes": counts, "failures": found}
-    most = {"most_seconds": round(seconds, 2), "most_bytes": peak}
-    write_result("fuzz", {**payload, **most, "said": dict(said.most_common(40))}, options.out)
-    return 1 if found else 0
+    tally.write()
+    print(", ".join(f"{n} {outcome}" for outcome, n in tally.total().most_common()))
+    return 1 if tally.failures else 0
 
 
 if __name__ == "__main__":
