@@ -196,7 +196,7 @@ def main() -> int:
     parser.add_argument("--patience", type=float, default=900.0, help="seconds that a rival gets")
     parser.add_argument("--min-cosine", type=float, default=0.99)
     parser.add_argument("--min-agreement", type=float)
-    parser.add_argument("--calibrate", type=int, default=96, help="inputs of which half decide")
+    parser.add_argument("--calibrate", type=int, default=128, help="inputs of which half decide")
     parser.add_argument("--judge", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=10.0, help="bound on one timing")
     parser.add_argument("--out", type=Path, default=RESULTS)

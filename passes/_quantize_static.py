@@ -76,9 +76,9 @@ class Search:
         batches = stacked(self.work, seen)
         draft = self._draft(self.work, wanted.nodes, batches)
         judge = self._judge(aside[: self._count(draft)])
-        draft = self._equalized(draft, judge, batches)
+        draft, score = self._equalized(draft, judge, batches)
         everything = tuple(draft.linear)
-        score = self._mended(draft, judge, batches, everything, self._look(draft, judge, everything))
+        score = self._mended(draft, judge, batches, everything, score)
         self.details |= {"layers": len(everything), "cosine_of_all": score.cosine}
         choice: Choice | None = Choice(everything, score)
         if score.damage > MARGIN:
@@ -101,23 +101,24 @@ class Search:
         found.method, found.percentile = wanted.ranges, wanted.percentile
         return found
 
-    def _equalized(self, draft: Draft, judge: Judge, batches: Sequence[Sample]) -> Draft:
-        """The draft with channels brought to one size, where that answers better."""
+    def _equalized(self, draft: Draft, judge: Judge, batches: Sequence[Sample]) -> tuple[Draft, Score]:
+        """The draft with channels brought to one size, where that answers better, and what all its layers score."""
         before = self._look(draft, judge, draft.linear)
         if self.wanted.repair == "never" or (self.wanted.repair == "auto" and before.damage <= _COMFORTABLE):
-            return draft
+            return draft, before
         model = self.work.clone()
         twins = dict(zip(self.work.graph, model.graph, strict=True))
         seen: dict[ir.Value, Spread] = {}
         for old, new in twins.items():
             seen |= {b: draft.spreads[a] for a, b in zip(old.outputs, new.outputs, strict=True) if a in draft.spreads}
         if not equalize(model, seen):
-            return draft
+            return draft, before
         other = self._draft(model, [twins[node] for node in draft.linear], batches)
-        if self._look(other, judge, other.linear).damage >= before.damage:
-            return draft
+        after = self._look(other, judge, other.linear)
+        if after.damage >= before.damage:
+            return draft, before
         self.details["equalized"] = True
-        return other
+        return other, after
 
     def _mixed(self, draft: Draft, judge: Judge, few: Judge, batches: Sequence[Sample]) -> Choice | None:
         """The largest set of layers that holds, once it has been mended as a whole.

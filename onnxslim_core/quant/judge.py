@@ -33,7 +33,8 @@ class Score:
     Attributes:
         cosine: Of the worst part, mean over samples.
         agreement: Of the worst part that has a first answer: the share where it is the same; None where none has one.
-        damage: The largest share of what may be lost; at most 1 where the target is met.
+        damage: The largest share of what may be lost; at most 1 where the target is met. Few samples may be lucky, so
+            one standard error counts as lost too.
         parts: Cosine by part.
     """
 
@@ -85,12 +86,14 @@ class Judge:
         """
         session = open_session(wrap(model), threads=self._threads)
         tallies: dict[str, Tally] = {}
+        singles: dict[str, list[float]] = {}
         for sample, expected in zip(self._samples, self._answers, strict=True):
             batch = next((len(array) for array in sample.values() if np.ndim(array)), 1)
             for name, answer in run(session, sample).items():
                 for part, ours, theirs in self._split(name, expected[name], answer):
                     tallies.setdefault(part, Tally()).add(ours, theirs, batch)
-        return self._score({part: tally.result(None) for part, tally in tallies.items()})
+                    singles.setdefault(part, []).extend(_lost(ours, theirs, batch))
+        return self._score({part: tally.result(None) for part, tally in tallies.items()}, singles)
 
     def _split(self, name: str, expected: Any, answer: Any) -> list[tuple[str, Any, Any]]:
         whole = [(name, expected, answer)]
@@ -99,20 +102,39 @@ class Judge:
         ours, theirs = (columns_of(each, self._parts[name]) for each in (expected, answer))
         return whole + [(f"{name}.{part}", ours[part], theirs[part]) for part in ours]
 
-    def _score(self, found: Mapping[str, OutputFidelity]) -> Score:
+    def _score(self, found: Mapping[str, OutputFidelity], singles: Mapping[str, Sequence[float]]) -> Score:
         cosines, agreements, damage = {}, [], 0.0
         for part, each in found.items():
             # integers and texts answer for themselves: the share that is equal stands where a cosine would
             cosine = each.cosine if each.kind == "float" else each.equal_share
             cosine = 0.0 if cosine is None or not np.isfinite(cosine) else cosine
             cosines[part] = cosine
-            damage = max(damage, (1 - cosine) / max(1 - self._min_cosine, 1e-6))
+            lost = 1 - cosine + (_standard_error(singles[part]) if cosine > 0 else 0.0)
+            damage = max(damage, lost / max(1 - self._min_cosine, 1e-6))
             if each.top1 is not None and each.answers >= _FEWEST:
                 agreements.append(each.top1)
         agreement = min(agreements, default=None)
         if self._min_agreement is not None and agreement is not None:
             damage = max(damage, (1 - agreement) / max(1 - self._min_agreement, 1e-6))
         return Score(min(cosines.values(), default=1.0), agreement, damage, cosines)
+
+
+def _lost(ours: Any, theirs: Any, batch: int) -> list[float]:
+    """One less the cosine, answer by answer; nothing where that has no meaning."""
+    a, b = as_array(ours), as_array(theirs)
+    if a.dtype.kind != "f" or a.shape != b.shape or not a.size:
+        return []
+    rows = batch if batch > 1 and a.ndim and a.shape[0] == batch else 1
+    a, b = (each.reshape(rows, -1).astype(np.float64) for each in (a, b))
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return [float(each) for each in 1 - np.einsum("ij,ij->i", a, b)[norms > 0] / norms[norms > 0]]
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    """Of the mean."""
+    usable = np.asarray(values, np.float64)
+    usable = usable[np.isfinite(usable)]
+    return float(usable.std(ddof=1) / len(usable) ** 0.5) if len(usable) > 1 else 0.0
 
 
 def _found_parts(answers: Sequence[np.ndarray]) -> Parts | None:
