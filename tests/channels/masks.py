@@ -212,9 +212,7 @@ def _mask_average(names: verbs.Names, node: ir.Node, share: NDArray[np.float32],
         verbs.replace_input(node, 0, add("Mul", x, weight))
         return
     assert int(verbs.attribute(node, "axis", -1)) < 0
-    epsilon = verbs.add_constant(
-        graph, names, np.array(verbs.attribute(node, "epsilon", 1e-5), np.float32), "epsilon"
-    )
+    epsilon = verbs.add_constant(graph, names, np.array(verbs.attribute(node, "epsilon", 1e-5), np.float32), "epsilon")
     centred = add("Sub", x, mean(x)) if node.op_type == "LayerNormalization" else x
     made = add("Div", centred, add("Sqrt", add("Add", mean(add("Mul", centred, centred)), epsilon)))
     for op, operand in zip(("Mul", "Add"), node.inputs[1:], strict=False):
