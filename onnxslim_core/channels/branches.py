@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -9,7 +10,7 @@ import onnx_ir as ir
 from onnxslim_core import graph as verbs
 from onnxslim_core.graph import Names
 
-__all__ = ["Branch", "branches_of", "drop"]
+__all__ = ["Branch", "branches_of", "drop", "in_copy"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,12 +22,14 @@ class Branch:
         shortcut: The stream; of the shape of the sum.
         result: What the branch adds to it.
         nodes: All nodes of the branch, in the order of the graph.
+        place: Which input of the Add the result is.
     """
 
     add: ir.Node
     shortcut: ir.Value
     result: ir.Value
     nodes: tuple[ir.Node, ...]
+    place: int
 
     @property
     def name(self) -> str:
@@ -46,7 +49,8 @@ def branches_of(model: ir.Model, shapes: dict[ir.Value, tuple[int, ...]]) -> lis
     for node in model.graph:
         if not verbs.is_op(node, "Add"):
             continue
-        for result, shortcut in (tuple(node.inputs), tuple(reversed(node.inputs))):
+        for place in (0, 1):
+            result, shortcut = node.inputs[place], node.inputs[1 - place]
             if result is None or shortcut is None or result is shortcut or result.producer() is None:
                 continue
             if shortcut.producer() is None and shortcut not in model.graph.inputs:
@@ -55,7 +59,7 @@ def branches_of(model: ir.Model, shapes: dict[ir.Value, tuple[int, ...]]) -> lis
                 continue
             nodes = _exclusive(result, node, order)
             if nodes and any(value is shortcut for each in nodes for value in each.inputs):
-                found.append(Branch(node, shortcut, result, tuple(nodes)))
+                found.append(Branch(node, shortcut, result, tuple(nodes), place))
                 break
     return found
 
@@ -91,7 +95,7 @@ def drop(model: ir.Model, branch: Branch) -> int:
     result = branch.add.outputs[0]
     users, is_output = verbs.users_of(result)
     # an earlier branch may be gone, and with it the stream as this one knew it
-    shortcut = next(v for v in branch.add.inputs if v is not branch.result)
+    shortcut = branch.add.inputs[1 - branch.place]
     assert shortcut is not None
     source = shortcut.producer()
     if not is_output and len(users) == 1 and verbs.is_op(users[0][0], "Relu") and verbs.is_op(source, "Relu"):
@@ -100,3 +104,21 @@ def drop(model: ir.Model, branch: Branch) -> int:
     assert last is not None
     verbs.replace(result, shortcut, names)
     return verbs.remove(last)
+
+
+def in_copy(model: ir.Model, branches: Sequence[Branch]) -> list[Branch]:
+    """The same branches in a copy, or in the model as it is by now; without their nodes.
+
+    Args:
+        model: Where nodes have the names that they had.
+        branches: Found before.
+    """
+    ends = {branch.add.name for branch in branches}
+    adds = {node.name: node for node in model.graph if node.name in ends}
+    found = []
+    for branch in branches:
+        add = adds[branch.add.name]
+        result, shortcut = add.inputs[branch.place], add.inputs[1 - branch.place]
+        assert result is not None and shortcut is not None
+        found.append(Branch(add, shortcut, result, (), branch.place))
+    return found

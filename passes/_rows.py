@@ -1,0 +1,257 @@
+"""What can be decided in a plan: a unit per group of channels, residual branch and layer, with what each option loses.
+
+Losses are those of the answers, on samples set aside, by running what follows with the weights it would have
+(`calibration.tails`): a channel that goes is a row of zeros in its readers, solved anew; a branch that goes is zeros; a
+layer in another form is the product of its factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxslim_core.calibration.batches import stacked
+from onnxslim_core.calibration.consumers import Consumer, consumers_of, readers_of, weights_of
+from onnxslim_core.calibration.diversity import advised_ridge, halves
+from onnxslim_core.calibration.moments import Moments
+from onnxslim_core.calibration.pieces import Swap
+from onnxslim_core.calibration.study import study
+from onnxslim_core.calibration.tails import Tails
+from onnxslim_core.channels.branches import Branch, branches_of
+from onnxslim_core.channels.groups import ChannelGraph, Group
+from onnxslim_core.criteria.curves import Setting
+from onnxslim_core.criteria.table import MEASURED, curve_of
+from onnxslim_core.graph import label_of
+from onnxslim_core.measure.session import open_session, run
+from onnxslim_core.model import wrap
+from onnxslim_core.repair.least_squares import solve
+from onnxslim_core.rewrite import Change, Context, Sample
+from onnxslim_core.search.plan import Row, Unit
+from onnxslim_core.search.widths import Limits
+
+from ._ranks import layers_for_ranks, rank_rows
+
+__all__ = ["ALLOCATIONS", "FORMS", "Demand", "Options", "Width"]
+
+ALLOCATIONS = ("uniform", "global", "macs", "latency", "sensitivity")
+FORMS = ("width", "gone", "rank")
+
+Reader = tuple[Consumer, Moments]
+
+_PROBES = 128
+"""Samples set aside to measure what single options and whole plans lose."""
+_ANCHORS = (0.4, 0.75)
+"""Shares of a group at which the loss is measured; in between the curve of the criterion is scaled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What is asked of the plan.
+
+    Attributes:
+        name: Of the pass, for the record.
+        allocation: A word of `ALLOCATIONS`.
+        target: Share kept of what the allocation counts: channels for `global`, seconds for `latency`, else
+            multiply-adds. Not used by `uniform`.
+        ratio: For `uniform`, the share of a group that goes.
+        forms: Kinds of options: "width", "gone".
+        criterion: The order in which channels of a group go.
+        limits: The grid of widths and the least that stays.
+        repair: A row of `REPAIRS`, or `none`.
+        ignored: Globs over nodes; a branch that holds one of them stays.
+    """
+
+    name: str
+    allocation: str
+    target: float = 1.0
+    ratio: Callable[[Group], float] = field(default=lambda group: 0.0)
+    forms: tuple[str, ...] = ("width",)
+    criterion: str
+    limits: Limits
+    repair: str
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Width:
+    """The first classes of a group's order of removal."""
+
+    group: Group
+    classes: NDArray[np.int32]
+
+
+class Options:
+    """The units of a plan, and what is known of the model for them.
+
+    Args:
+        channels: The channel graph of the model.
+        groups: Groups that may be cut.
+        demand: What is asked.
+        context: Samples and measuring.
+
+    Attributes:
+        units: What is decided.
+        homes: Parallel to the units: the group, the branch or the layer.
+        refused: Why other groups stay.
+        tails: For what options lose.
+        consumers: Linear nodes that read channels.
+        all: All samples, in batches.
+        probe: Those set aside, in batches.
+        ridge: For all that is solved; see `diversity.advised_ridge`.
+    """
+
+    def __init__(self, channels: ChannelGraph, groups: Sequence[Group], demand: Demand, context: Context) -> None:
+        self.channels, self.groups, self.demand, self.context = channels, groups, demand, context
+        self.model = channels.flow.model
+        fit, probe = _set_apart(context)
+        self.ridge = advised_ridge(context.origins, max((group.width for group in groups), default=1))
+        self.fit, self.probe = stacked(self.model, fit), stacked(self.model, probe)
+        self.all = stacked(self.model, context.samples)
+        self.refused: list[Change] = []
+        self.units: list[Unit] = []
+        self.homes: list[Group | Branch | ir.Node] = []
+        self.branches: list[Branch] = []
+        if "gone" in demand.forms:
+            shapes = dict(channels.flow.shapes.shape)
+            self.branches = [b for b in branches_of(self.model, shapes) if not _named(b.nodes, demand.ignored)]
+        self._gather()
+
+    def setting(self, group: Group, measure: Callable[[Sequence[int]], float] | None = None) -> Setting:
+        """What a criterion is told."""
+        return Setting(self.channels, group, self.context.seed, self.ridge, measure)
+
+    def lost(self, model: ir.Model) -> float:
+        """What a model loses on the probes: squared error of its answers over their variance."""
+        session = open_session(wrap(model), threads=self.context.threads)
+        return self.tails.answers().lost([run(session, batch) for batch in self.probe])
+
+    def refuse(self, where: str, action: str, guard: str, reason: str) -> None:
+        self.refused.append(Change(self.demand.name, (where,), action, reason=reason, guard=guard))
+
+    def _gather(self) -> None:
+        """A unit per group and per branch, with what every row loses."""
+        context, flow = self.context, self.channels.flow
+        self.consumers = consumers_of(self.channels) if self.groups or "rank" in self.demand.forms else {}
+        self._moments = study(
+            self.model, self.fit, self.consumers, seed=context.seed, threads=context.threads, progress=context.progress
+        )
+        readers = [self._readers(group) for group in self.groups]
+        order = {node: place for place, node in enumerate(flow.model.graph)}
+        asked: list[tuple[int, int, Any]] = []
+        for number, (group, found) in enumerate(zip(self.groups, readers, strict=True)):
+            if isinstance(found, str):
+                self.refuse(group.name, f"prune {group.width} channels", "readers_solvable", found)
+            elif "width" in self.demand.forms:
+                asked.append((min(order[each.node] for each, _ in found), number, group))
+        asked += [(order[branch.add], number, branch) for number, branch in enumerate(self.branches)]
+        if "rank" in self.demand.forms:
+            layers = layers_for_ranks(self.model, self._moments)
+            asked += [(order[n], i, n) for i, n in enumerate(layers) if not _named([n], self.demand.ignored)]
+        asked.sort(key=lambda each: each[:2])
+        mine = [found if isinstance(found, list) else [] for found in readers]
+
+        def nodes_of(number: int, what: Group | Branch | ir.Node) -> list[ir.Node]:
+            if isinstance(what, Group):
+                return [each.node for each, _ in mine[number]]
+            return [what.add] if isinstance(what, Branch) else [what]
+
+        sets = [nodes_of(number, what) for _, number, what in asked]
+        self.tails = Tails(self.model, self.probe, sets, context.threads)
+        for done, ((_, number, what), nodes) in enumerate(zip(asked, sets, strict=True)):
+            context.progress("options", done, len(asked))
+            if isinstance(what, Group):
+                rows = self._widths(what, mine[number])
+            elif isinstance(what, Branch):
+                rows = self._gone(what)
+            else:
+                rows = rank_rows(what, self._moments[what], self.tails, self.channels)
+            self.tails.done(nodes)
+            if len(rows) > 1:
+                self.units.append(Unit(label_of(what) if isinstance(what, ir.Node) else what.name, tuple(rows)))
+                self.homes.append(what)
+            elif isinstance(what, Group):
+                reason = "no narrower width is on the grid or within the limits"
+                self.refuse(what.name, "prune channels", "width_on_grid", reason)
+
+    def _readers(self, group: Group) -> list[Reader] | str:
+        """Every sum that reads the group with its moments, or why one of them cannot be solved for."""
+        found = readers_of(self.channels, group, self.consumers)
+        if isinstance(found, str):
+            return found
+        large = next((each.node for each in found if each.node not in self._moments), None)
+        if large is not None:
+            return f"{label_of(large)} has too many inputs per output to be solved for"
+        return [(each, self._moments[each.node]) for each in found]
+
+    def _widths(self, group: Group, readers: list[Reader]) -> list[Row]:
+        measure = None
+        if self.demand.criterion in MEASURED:
+
+            def measure(chosen: Sequence[int]) -> float:
+                return self._damage(readers, np.array(chosen, np.int32))
+
+        setting = self.setting(group, measure)
+        curve = curve_of(self.demand.criterion, readers, group.classes[group.free], setting)
+        kept = [r for r in range(1, len(curve.order) + 1) if self._fits(group, group.width - r)]
+        if not kept:
+            return [Row("keep", 0.0, 1.0)]
+        if self.demand.allocation == "uniform":
+            scale, anchors = [1.0], [1]
+        else:
+            anchors = self._anchors(kept, len(curve.order))
+            scale = [self._damage(readers, curve.order[:r]) / max(float(curve.error[r]), 1e-12) for r in anchors]
+        rows = [Row("keep", 0.0, 1.0)]
+        for r in kept:
+            loss = float(curve.error[r]) * float(np.exp(np.interp(r, anchors, np.log(np.maximum(scale, 1e-12)))))
+            what = f"{group.width - r} of {group.width}"
+            rows.append(Row(what, max(loss, rows[-1].loss), 1 - r / group.width, Width(group, curve.order[:r])))
+        return rows
+
+    def _anchors(self, kept: Sequence[int], count: int) -> list[int]:
+        """Where the loss is measured: rows near some shares of the group."""
+        return sorted({min(kept, key=lambda r: abs(r - share * count)) for share in _ANCHORS})
+
+    def _fits(self, group: Group, width: int) -> bool:
+        return self.demand.limits.kept(group, width) == width
+
+    def _damage(self, readers: list[Reader], classes: NDArray[np.int32]) -> float:
+        """What is lost without these classes, their readers solved anew, on the probes."""
+        return self.tails.lost(
+            {each.node: _solved_without(each, moments, classes, self.ridge) for each, moments in readers}
+        )
+
+    def _gone(self, branch: Branch) -> list[Row]:
+        loss = self.tails.lost({}, zeroed=branch.result)
+        return [Row("keep", 0.0, 1.0), Row("gone", loss, 0.0, branch)]
+
+
+def _solved_without(consumer: Consumer, moments: Moments, classes: NDArray[np.int32], ridge: float | None) -> Swap:
+    """The best weights and bias of a reader with the rows of these classes zero, from the original's own moments."""
+    start = weights_of(consumer.node)
+    stays = np.repeat(~np.isin(consumer.classes, classes), consumer.taps)
+    weights = np.zeros_like(start)
+    weights[stays], bias = solve(moments.only(stays), start[stays], ridge)
+    return weights, bias
+
+
+def _named(nodes: Sequence[ir.Node], globs: Sequence[str]) -> bool:
+    return any(fnmatchcase(str(node.name), glob) for node in nodes for glob in globs)
+
+
+def _set_apart(context: Context) -> tuple[list[Sample], list[Sample]]:
+    """Samples to solve with, and others to measure what is lost, of other origins: at most a fifth."""
+    samples = context.samples
+    share = min(_PROBES / len(samples), 0.2)
+    if len(samples) * share < 1:
+        return list(samples), list(samples)
+    origins = context.origins or range(len(samples))
+    fit, probe = halves(origins, share)
+    if not len(fit) or not len(probe):
+        return list(samples), list(samples)
+    return [samples[number] for number in fit], [samples[number] for number in probe]
