@@ -36,10 +36,11 @@ class Consts:
         self.flow = flow
         self.opset = flow.opset
         self._known: dict[ir.Value, Values] = {}
-        for node in flow.nodes:
-            rule = rules(node) if node in flow.ruled else None
-            if rule is not None and rule.value is not None:
-                rule.value(self, node)
+        with np.errstate(all="ignore"):  # infinite weights make NaN, which is unknown
+            for node in flow.nodes:
+                rule = rules(node) if node in flow.ruled else None
+                if rule is not None and rule.value is not None:
+                    rule.value(self, node)
 
     def get(self, value: ir.Value | None) -> Values | None:
         """Values of an activation, of the shape of its labels; None where nothing is known."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from onnxslim_core.channels.groups import analyse
@@ -139,3 +140,15 @@ def test_weights_that_do_not_fit_the_input_are_left_alone(node: str) -> None:
     channels = analyse(model.ir, {"x": np.ones((1, 1, 5, 5), np.float32)})
     find_idle(channels)
     assert not any(group.free.any() for group in channels.groups)
+
+
+@pytest.mark.filterwarnings("error")
+def test_infinite_weights_are_met_without_a_word() -> None:
+    """Numbers that are none make what they touch unknown; numpy's warnings would stand on the user's console."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[1,1,2,2] x) => (y)
+        <float[2,1,1,1] w = {0, 1}, float[2] b = {3, 0}, float[2,2,1,1] v = {1, 2, 3, 4}>
+        { h = Conv(x, w, b) y = Conv(h, v) }"""
+    model = load(onnx.parser.parse_model(text).SerializeToString())
+    weight = model.ir.graph.initializers["v"]
+    weight.const_value = ir.tensor(np.array([[1, np.inf], [3, 4]], np.float32).reshape(2, 2, 1, 1), name="v")
+    find_idle(analyse(model.ir, {"x": np.ones((1, 1, 2, 2), np.float32)}))
