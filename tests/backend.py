@@ -71,7 +71,8 @@ def cases(kind: str) -> Iterator[Case]:
         _node_cases() if kind == "node" else _file_cases(kind), key=lambda found: found[0]
     ):
         fed = [value.name for value in model.graph.input]
-        yield Case(kind, name, model, dict(zip(fed, inputs, strict=False)))
+        arrays = [np.asarray(array) if isinstance(array, np.generic) else array for array in inputs]
+        yield Case(kind, name, model, dict(zip(fed, arrays, strict=False)))
 
 
 @cache

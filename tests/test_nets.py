@@ -150,6 +150,22 @@ IDLE = [
         },
         {"A": (8, 12), "B": (8, 12), "T": (9, 2), "Z": (12, 5)},
     ),
+    Planted(
+        "heads with their columns of a table, as another exporter looks them up",
+        "x N,6,8 | A 8,24 | B 8,24 | T 9,4 | int64 I 36,1 | int64 S 4 | int64 F 3 | int64 M 3 | Z 24,5",
+        "q0 = MatMul(x, A) k0 = MatMul(x, B) q1 = Reshape(q0, S) k1 = Reshape(k0, S)"
+        " q = Transpose<perm=[0,2,1,3]>(q1) kt = Transpose<perm=[0,2,3,1]>(k1) s = MatMul(q, kt)"
+        " t0 = GatherND(T, I) t1 = Reshape(t0, M) t = Transpose<perm=[2,0,1]>(t1) u = Add(s, t) p = Softmax(u)"
+        " w = MatMul(p, q) o = Transpose<perm=[0,2,1,3]>(w) f = Reshape(o, F) y = MatMul(f, Z)",
+        {
+            "A": "zero 1: 6 7 8 9 10 11 18 19 20 21 22 23",
+            "S": "zero 0: 0 1; set 0: 2=4 3=6",
+            "F": "zero 0: 0 1; set 0: 2=24",
+            "M": "set 0: 0=6 1=6 2=4",
+            "I": "4",
+        },
+        {"A": (8, 12), "B": (8, 12), "T": (9, 2), "Z": (12, 5)},
+    ),
 ]
 
 

@@ -46,6 +46,11 @@ def cut_operands(cut: Cut, node: ir.Node, value: ir.Value, keeps: Keeps) -> Inpu
         return _reshape(cut, node, value, keeps)
     if verbs.is_op(node, "Gather"):
         return _gathered(cut, node, keeps)
+    if verbs.is_op(node, "GatherND") and not verbs.attribute(node, "batch_dims", 0):
+        *places, depth = cut.flow.shape(node.inputs[1])
+        if any(axis < len(places) for axis in keeps):
+            return None
+        return _first(cut, node, {axis - len(places) + depth: keep for axis, keep in keeps.items()})
     if verbs.is_op(node, "ConstantOfShape"):
         inputs: Inputs = list(node.inputs)
         return inputs if _sizes(cut, node, 0, keeps, inputs) else None
