@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from onnxslim_core import _files
 from onnxslim_core.cli import main
 
 
@@ -154,3 +156,18 @@ def test_an_interrupt_while_a_library_loads_is_an_interrupt(
     monkeypatch.setattr("onnxslim_core.model.load", interrupted)
     assert main(["inspect", "a.onnx"]) == 130
     assert "interrupted" in one_line(capsys)
+
+
+def test_what_a_library_warns_of_is_not_for_the_console(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warned(*_: object) -> bytes:
+        warnings.warn("invalid value", RuntimeWarning, stacklevel=1)
+        return b""
+
+    monkeypatch.setattr(_files, "read_bytes", warned)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", lambda message, *_: print(message, file=sys.stderr))
+        assert main(["compress", "m.onnx", "-o", "out.onnx"]) == 3
+    assert "invalid value" not in capsys.readouterr().err

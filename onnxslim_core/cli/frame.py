@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -288,7 +289,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             # a name that the terminal's encoding lacks is shown escaped, not a crash
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = group.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        with warnings.catch_warnings():
+            if not sys.warnoptions:  # what a library warns of (an overflow in broken weights, say) is not for users
+                warnings.simplefilter("ignore")
+            code = group.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
         return code if isinstance(code, int) else OK
     except (Exception, KeyboardInterrupt, SystemExit) as err:
         return _fail(err, arguments)
