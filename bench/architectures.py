@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import logging
 import sys
 import time
@@ -162,6 +163,12 @@ def measured(name: str, export: str, how: How) -> dict[str, Any]:
     return row
 
 
+def kept(folder: Path, measured: list[str]) -> list[dict[str, Any]]:
+    """Rows of an earlier run for networks that are not measured now."""
+    rows: list[dict[str, Any]] = json.loads((folder / "architectures.json").read_text(encoding="utf-8"))["rows"]
+    return [row for row in rows if row["net"] not in measured]
+
+
 def cell(row: dict[str, Any] | None) -> str:
     """What is left, and why it is not done."""
     if row is None:
@@ -178,22 +185,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--only", nargs="*", default=list(NETS), choices=list(NETS))
     parser.add_argument("--exports", nargs="*", default=list(EXPORTS), choices=EXPORTS)
+    parser.add_argument("--keep", action="store_true", help="keep the rows of other networks that are there already")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     hows = typing.get_args(How)
-    rows = []
+    rows = kept(args.out, args.only) if args.keep else []
     for name in args.only:
         for export in args.exports:
             for how in hows:
                 rows.append(measured(name, export, how))
                 print(rows[-1], flush=True)
     found = {(row["net"], row["export"], row["dead"]): row for row in rows}
+    names = [name for name in NETS if (name, args.exports[0], hows[0]) in found]
     columns = [(export, how) for export in args.exports for how in hows]
     body = [
         [name, f"{found[name, *columns[0]].get('ideal', 0):.1f}", *(cell(found.get((name, *c))) for c in columns)]
-        for name in args.only
+        for name in names
     ]
-    done = [f"{sum(found[n, *c]['done'] for n in args.only)} of {len(args.only)}" for c in columns]
+    done = [f"{sum(found[n, *c]['done'] for n in names)} of {len(names)}" for c in columns]
     body.append(["**to the ideal**", "", *done])
     text = markdown(["network", ">ideal", *(f">{export}, {how}" for export, how in columns)], body)
     versions = header((*VERSIONS, "torch", "onnxscript"))["versions"]
