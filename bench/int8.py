@@ -218,7 +218,8 @@ def main() -> int:
             measured[name] = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
         for line in cells(name, measured[name]):
             print(" | ".join(line), flush=True)
-    rows |= measured
+    asked = {key: getattr(args, key) for key in ("calibrate", "judge", "min_cosine", "min_agreement", "seconds")}
+    rows |= {name: {"asked": asked, **row} for name, row in measured.items()}
     write_result("int8", {"min_cosine": args.min_cosine, "rows": rows}, args.out)
     columns = ["model", "tool", ">time", ">file", ">cosine, worst part", ">same first answer", "what"]
     table = markdown(columns, [line for name in rows for line in cells(name, rows[name])])
