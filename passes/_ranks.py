@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -122,7 +123,8 @@ def variants_of(segment: Segment, rows: Sequence[Row]) -> list[onnx.ModelProto] 
         try:
             part = load(segment.proto.SerializeToString()).ir
             node = next(each for each in part.graph if each.name == row.payload.name)
-            split(part, node, row.payload.offer)
+            # an Add behind it, which would take the shift, is no part of this
+            split(part, node, replace(row.payload.offer, mean=None))
         except (SlimError, ValueError, StopIteration):
             return None
         found.append(ir.to_proto(part))
@@ -144,7 +146,7 @@ def split_like(model: ir.Model, node: ir.Node, rank: Rank) -> None:
         if not rows:
             return
         offer = min(rows, key=lambda each: abs(each.params / whole - rank.offer.params / rank.whole))
-    split(model, node, offer)
+    split(model, node, dataclasses.replace(offer, mean=None))
 
 
 def split_layers(

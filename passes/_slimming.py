@@ -66,7 +66,10 @@ class Slimming:
             return self._best(costs_of(self._options))
 
     def drop_one_by_one(self, count: int) -> list[Change]:
-        """Drop the branch that costs least, then the one that costs least without it, and so on."""
+        """Drop the branch that costs least, then the one that costs least without it, and so on.
+
+        Those that cost least each by itself compete, since what is lost before the repair is not what is lost after.
+        """
         with threadpool_limits(self._context.threads):
             self._options = Options(self._channels, self._groups, self._demand, self._context)
             if not self._options.units:
@@ -78,8 +81,9 @@ class Slimming:
                 self._context.progress("drop blocks", len(gone), count)
                 gone.append(min(losses, key=lambda number: losses[number]))
                 losses = self._without(gone) if len(gone) < count else {}
-            choice = tuple(int(number in gone) for number in range(len(self._options.units)))
-            return self._finish([choice], costs_of(self._options))
+            alone = sorted(range(len(self._options.units)), key=lambda n: self._options.units[n].rows[1].loss)
+            rivals = [tuple(int(n in those) for n in range(len(alone))) for those in (gone, alone[:count])]
+            return self._finish(rivals, costs_of(self._options), near=float("inf"))
 
     def _without(self, gone: Sequence[int]) -> dict[int, float]:
         """What each further branch would cost, with these gone; by number of the unit."""
@@ -209,14 +213,18 @@ class Slimming:
         return Change(self._demand.name, (), what, reason=reason, guard="target_reachable")
 
     def _finish(
-        self, choices: Sequence[Choice | None], costs: Costs, details: dict[str, Any] | None = None
+        self,
+        choices: Sequence[Choice | None],
+        costs: Costs,
+        details: dict[str, Any] | None = None,
+        near: float = _NEAR,
     ) -> list[Change]:
         """Mend every candidate; the one that loses least on the probes is done to the model, with all samples."""
         candidates = list(dict.fromkeys(choice for choice in choices if choice is not None and any(choice)))
         if not candidates:
             reason = "the model is within the target as it is"
             return [Change(self._demand.name, (), "plan", reason=reason, guard="worth_cutting"), *self._options.refused]
-        near = _NEAR * min(loss_of(self._options.units, choice) for choice in candidates)
+        near *= min(loss_of(self._options.units, choice) for choice in candidates)
         built = [mended(self._options, choice) for choice in candidates if loss_of(self._options.units, choice) <= near]
         best = min(built, key=lambda each: each.lost)
         shown = {

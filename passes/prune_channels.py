@@ -30,6 +30,7 @@ import onnx_ir as ir
 
 from onnxslim_core.calibration.batches import stacked
 from onnxslim_core.calibration.consumers import kept_outputs, nodes_reading, note_kept
+from onnxslim_core.calibration.diversity import advised_ridge
 from onnxslim_core.channels.biases import add_shifts
 from onnxslim_core.channels.groups import ChannelGraph, Group
 from onnxslim_core.channels.removal import remove_atoms
@@ -155,8 +156,17 @@ class PruneChannels:
         note_kept(model, kept)
         if reference is not None:
             batches = stacked(model, context.samples)
+            widest = max((group.width for group in channels.groups), default=1)
             job = Refit(
-                reference, model, batches, kept, nodes, seed=context.seed, threads=context.threads, repair=repair
+                reference,
+                model,
+                batches,
+                kept,
+                nodes,
+                seed=context.seed,
+                threads=context.threads,
+                repair=repair,
+                ridge=advised_ridge(context.origins, widest),
             )
             details["nodes_solved"] = job.run(context.progress)
         what = f"remove {len(classes)} channels in all, repair {repair}"

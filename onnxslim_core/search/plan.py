@@ -86,13 +86,17 @@ class Costs:
             for term in self.terms:
                 for concerned in {number for factor in term.factors for number in factor}:
                     self._of.setdefault(concerned, []).append(term)
+        left = [unit.rows[row].left for unit, row in zip(units, choice, strict=True)]
         found = []
         for number, unit in enumerate(units):
-            costs = np.zeros(len(unit.rows))
-            trial = list(choice)
-            for row in range(len(unit.rows)):
-                trial[number] = row
-                costs[row] = sum(_cost(term, units, trial) for term in self._of.get(number, ()))
+            own = np.array([row.left for row in unit.rows])
+            costs = np.zeros(len(own))
+            for term in self._of.get(number, ()):
+                cost = np.full(len(own), term.base)
+                for factor in term.factors:
+                    others = 1.0 - sum(part * (1.0 - left[u]) for u, part in factor.items() if u != number)
+                    cost *= np.maximum(others - factor.get(number, 0.0) * (1.0 - own), 0.0)
+                costs += cost
             found.append(costs[0] - costs)
         return found
 
