@@ -58,3 +58,29 @@ def lines(count: int, size: tuple[int, int], seed: int, *, judging: bool = False
         noise = rng.normal(0, rng.uniform(0, 12), (height, width, 3))
         found.append(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
     return np.stack(found)
+
+
+def pages(grounds: np.ndarray, seed: int, *, judging: bool = False) -> np.ndarray:
+    """Lines of text in several sizes over pictures, every second one on plain paper; uint8 like `grounds`.
+
+    Args:
+        grounds: Pictures, uint8 [count, height, width, 3].
+        seed: Of places, sizes and words.
+        judging: Whether the words are those of the last third of the licence.
+    """
+    rng, found = np.random.default_rng(seed), []
+    words = TEXT.read_text(encoding="utf-8").split()
+    part = words[len(words) * 2 // 3 :] if judging else words[: len(words) * 2 // 3]
+    for number, ground in enumerate(grounds):
+        height, width = ground.shape[:2]
+        paper = (int(rng.integers(200, 256)),) * 3
+        image = Image.new("RGB", (width, height), paper) if number % 2 else Image.fromarray(ground)
+        ink = (0, 0, 0) if np.asarray(image).mean() > 100 else (255, 255, 255)
+        pen, y = ImageDraw.Draw(image), int(rng.integers(4, 30))
+        while y < height - 20:
+            size, start = int(rng.integers(12, 36)), int(rng.integers(0, len(part) - 8))
+            text = " ".join(part[start : start + int(rng.integers(1, 7))])
+            pen.text((int(rng.integers(2, width // 3)), y), text, fill=ink, font=ImageFont.load_default(size))
+            y += int(size * rng.uniform(1.2, 2.5))
+        found.append(np.asarray(image))
+    return np.stack(found)
