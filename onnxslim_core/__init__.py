@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from onnxslim_core._public import benchmark, compare, inspect
+    from onnxslim_core._sensitivity import Sensitivity, sensitivity
     from onnxslim_core.errors import (
         BudgetError,
         DataError,
@@ -47,6 +48,7 @@ __all__ = [
     "RecipeError",
     "Report",
     "Result",
+    "Sensitivity",
     "SlimError",
     "UnsupportedModel",
     "Verdict",
@@ -59,10 +61,12 @@ __all__ = [
     "load",
     "load_budget",
     "save",
+    "sensitivity",
 ]
 
 _HOMES = {
     "_public": ("benchmark", "compare", "inspect"),
+    "_sensitivity": ("Sensitivity", "sensitivity"),
     "errors": (
         *("BudgetError", "DataError", "InternalError", "InvalidModel", "MeasureError", "ModelError"),
         *("RecipeError", "SlimError", "UnsupportedModel"),

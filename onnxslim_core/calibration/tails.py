@@ -53,7 +53,11 @@ class Tails:
         self._answers = answers
 
     def lost(self, swaps: Mapping[ir.Node, Swap], zeroed: ir.Value | None = None) -> float:
-        """Squared error of the answers over their variance.
+        """Squared error of the answers over their variance; arguments as in `answers_with`."""
+        return self.answers().lost(self.answers_with(swaps, zeroed))
+
+    def answers_with(self, swaps: Mapping[ir.Node, Swap], zeroed: ir.Value | None = None) -> list[dict[str, object]]:
+        """What the network answers, batch by batch.
 
         Args:
             swaps: Linear nodes that use other weights than their own.
@@ -66,14 +70,18 @@ class Tails:
         held = [[np.zeros_like(a) for a in each] if v is zeroed else each for v, each in zip(read, held, strict=True)]
         made = [v for v in self._outputs if v.producer() in inside]
         if not made:
-            return 0.0
+            return self.own_answers()
         dtypes = {value: arrays[0].dtype for value, arrays in zip(read, held, strict=True)}
         session = open_piece(cut_out(self._model, nodes, read, made, dtypes, swaps), threads=self._threads)
         found = []
         for number in range(len(self._walk)):
             answers = run(session, {str(v.name): arrays[number] for v, arrays in zip(read, held, strict=True)})
             found.append({**self._given(number), **answers})
-        return self.answers().lost(found)
+        return found
+
+    def own_answers(self) -> list[dict[str, object]]:
+        """What the original answers, batch by batch."""
+        return [self._given(number) for number in range(len(self._walk))]
 
     def done(self, nodes: Collection[ir.Node]) -> None:
         """Nobody will ask about these nodes again."""
@@ -84,7 +92,7 @@ class Tails:
         if self._answers is None:
             for value in self._outputs:
                 self._walk.value(value)
-            self._answers = Answers([self._given(number) for number in range(len(self._walk))])
+            self._answers = Answers(self.own_answers())
         return self._answers
 
     def _given(self, number: int) -> dict[str, object]:

@@ -279,7 +279,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    import onnxslim_core.cli.verbs  # noqa: F401  (registers the verbs)
+    import onnxslim_core.cli.sensitivity  # (registers its verb, and with it those of `verbs`)
+    import onnxslim_core.cli.verbs  # noqa: F401
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     # a stream that was closed before we began is None

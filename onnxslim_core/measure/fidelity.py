@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from onnxslim_core.model import Model
 
-__all__ = ["Fidelity", "Metric", "OutputFidelity", "Parts", "Truth", "beside", "compare"]
+__all__ = ["Fidelity", "Metric", "OutputFidelity", "Parts", "Truth", "beside", "compare", "scored"]
 
 Metric = Callable[[Mapping[str, np.ndarray], Any], float]
 """A user's measure: (outputs by name, all samples one after the other; labels) -> a figure, larger is better."""
@@ -181,7 +181,9 @@ def compare(
         samples=len(truth.samples),
         data=data,
         verified=True,
-        metric=None if metric is None else (_scored(metric, kept, 0, labels), _scored(metric, kept, 1, labels)),
+        metric=None
+        if metric is None
+        else (scored(metric, [pair[0] for pair in kept], labels), scored(metric, [pair[1] for pair in kept], labels)),
     )
     if sparing and found.stays_near():
         return found
@@ -217,10 +219,15 @@ def _same_outputs(names: list[str], candidate: ort.InferenceSession) -> list[str
     return names
 
 
-def _scored(metric: Metric, kept: Sequence[tuple[Answers, Answers]], which: int, labels: object) -> float:
+def scored(metric: Metric, answers: Sequence[Answers], labels: object) -> float:
+    """What a user's metric says of a model's answers to all samples, call after call.
+
+    Raises:
+        MeasureError: if it returns no number.
+    """
     outputs = {}
-    for name in kept[0][which]:
-        arrays = [as_array(pair[which][name]) for pair in kept]
+    for name in answers[0]:
+        arrays = [as_array(each[name]) for each in answers]
         is_batched = arrays[0].ndim > 0 and len({a.shape[1:] for a in arrays}) == 1
         outputs[name] = np.concatenate(arrays) if is_batched else np.stack(arrays)
     figure = metric(outputs, labels)
