@@ -16,8 +16,9 @@ from onnxslim_core.calibration.source import Data, Source, open_source
 from onnxslim_core.errors import DataError, MeasureError
 from onnxslim_core.graph import all_nodes, attribute, is_op
 from onnxslim_core.measure.cost import Cost, cost
-from onnxslim_core.measure.inputs import random_samples
+from onnxslim_core.measure.inputs import likely_samples, random_samples
 from onnxslim_core.measure.session import run
+from onnxslim_core.measure.shapes import concrete_shapes
 from onnxslim_core.measure.truth import Plain
 from onnxslim_core.model import Model
 from onnxslim_core.recipe import Recipe
@@ -91,6 +92,8 @@ def open_feeds(
     shapes: Mapping[str, tuple[int, ...]],
     values: Mapping[str, object],
     seed: int,
+    *,
+    asks: bool = True,
 ) -> Feeds:
     """Find inputs that run, and cut given data into a half to decide with and a half to judge on.
 
@@ -101,12 +104,16 @@ def open_feeds(
         shapes: Sizes for random inputs, and for images where the model leaves them open.
         values: Contents for random inputs, and for those that given data has nothing for.
         seed: Of the random inputs and of random crops.
+        asks: False where nothing is to be run: then sizes at which every shape can be inferred need no session.
 
     Raises:
         MeasureError: if onnxruntime cannot load the model, or not run it on given data.
         DataError: if given data is missing, broken or does not fit.
         RecipeError: if a shape or value does not fit the model.
     """
+    exact = all(step.exact for step in recipe.steps)
+    if not asks and exact and data is None and (found := _inferred(plain.model, shapes, values, seed)) is not None:
+        return found
     model, session = plain.model, plain.session
     drawn: list[dict[str, Any]] = []
     problem = ""
@@ -114,7 +121,7 @@ def open_feeds(
         drawn = random_samples(model, count=RANDOM_SAMPLES, seed=seed, shapes=shapes, values=values, session=session)
     except MeasureError as err:
         problem = f"{err}; {err.hint}" if err.hint else str(err)
-    lossy = any(not step.exact for step in recipe.steps)
+    lossy = not exact
     forced = recipe.data.force_random
     if data is None:
         if not drawn:
@@ -127,11 +134,11 @@ def open_feeds(
         shapes = _shapes(drawn[0])
         used = DataUsed("random", f"seed {seed}", half, len(drawn) - half, shapes=shapes, warnings=warnings)
         judged = drawn[half:]
-        misdeclared = _misdeclared(model, run(session, judged[0]))
+        misdeclared = _misdeclared(model, _shapes(run(session, judged[0])))
         return Feeds(judged, drawn[:half] or judged, judged, None, used, costs, misdeclared, decides=forced)
     source = open_source(data, model, recipe.data, seed=seed, shapes=shapes, values=values)
     source = _cut(source, model, recipe)
-    misdeclared = _misdeclared(model, run(session, source[0]))
+    misdeclared = _misdeclared(model, _shapes(run(session, source[0])))
     deciding, judging = source.split(recipe.data.held_out)
     if recipe.data.judging is not None:
         deciding, judging = source, _judges(source, model, recipe, seed, shapes, values)
@@ -148,11 +155,28 @@ def open_feeds(
         source.assumed,
         _warnings(model, deciding, noisy) if lossy else (),
     )
-    exact = [*drawn[:2], *judging.first(2)]
+    compared = [*drawn[:2], *judging.first(2)]
     decides = forced or (len(deciding) > 0 and not noisy)
     return Feeds(
-        exact, deciding or drawn, judging, judging.labels, used, None, misdeclared, decides, tuple(deciding.origins)
+        compared, deciding or drawn, judging, judging.labels, used, None, misdeclared, decides, tuple(deciding.origins)
     )
+
+
+def _inferred(
+    model: Model, shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, object], seed: int
+) -> Feeds | None:
+    """One random sample that nobody ran, at likely sizes; None where a shape cannot be inferred at them."""
+    try:
+        sample = likely_samples(model, seed=seed, shapes=shapes, values=values)[0]
+    except MeasureError:
+        return None
+    known = concrete_shapes(model.ir, sample, may_run=False)
+    costs = cost(model, sample, known)
+    if costs.unknown_shapes or costs.has_bodies:
+        return None
+    answers = {str(v.name): known.shape[v] for v in model.ir.graph.outputs if v in known.shape}
+    used = DataUsed("random", f"seed {seed}", 1, 1, shapes=_shapes(sample), note="sizes only: nothing was run")
+    return Feeds([sample], [sample], [sample], None, used, costs, _misdeclared(model, answers))
 
 
 def _cut(source: Source, model: Model, recipe: Recipe) -> Source:
@@ -208,17 +232,17 @@ def _widest_sum(model: Model) -> int:
     return widest
 
 
-def _misdeclared(model: Model, outputs: Mapping[str, Any]) -> dict[str, str]:
+def _misdeclared(model: Model, answers: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     """Outputs whose rank or fixed sizes are declared otherwise than they are; onnxruntime only warns of it."""
     found: dict[str, str] = {}
     for value in model.ir.graph.outputs:
-        answer = outputs.get(str(value.name))
-        if value.shape is None or not isinstance(answer, np.ndarray):
+        answer = answers.get(str(value.name))
+        if value.shape is None or answer is None:
             continue
         declared = [size if isinstance(size, int) and size >= 0 else None for size in value.shape]
-        pairs = zip(declared, answer.shape, strict=False)
-        if len(declared) != answer.ndim or any(want not in (None, have) for want, have in pairs):
-            found[str(value.name)] = f"it is declared {value.shape} and answers {list(answer.shape)}"
+        pairs = zip(declared, answer, strict=False)
+        if len(declared) != len(answer) or any(want not in (None, have) for want, have in pairs):
+            found[str(value.name)] = f"it is declared {value.shape} and answers {list(answer)}"
     return found
 
 
@@ -229,5 +253,5 @@ def _shortage(deciding: Source, judging: Source) -> str:
     return f"{what}: it judges, and nothing is left to decide with"
 
 
-def _shapes(sample: Sample) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(array.shape) for name, array in sample.items()}
+def _shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(array.shape) for name, array in arrays.items() if isinstance(array, np.ndarray)}

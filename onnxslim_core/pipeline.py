@@ -190,7 +190,9 @@ def compress(
         fills = {name: spec.value for name, spec in recipe.inputs.items() if spec.value is not None}
         source = _source(data, recipe, allow_code)
         given = Plain(start, threads)
-        feeds = open_feeds(given, recipe, source, sizes, {**fills, **(values or {})}, seed)
+        fills.update(values or {})
+        asks = verify or measure_latency
+        feeds = open_feeds(given, recipe, source, sizes, fills, seed, asks=asks)
         if not verify or start.nbytes >= LARGE:
             given.close()  # nobody asks it again, or soon enough to keep its memory
     job = Job(

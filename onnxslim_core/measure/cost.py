@@ -88,14 +88,15 @@ class Cost:
     unknown_shapes: int
 
 
-def cost(model: Model, sample: Sample | None) -> Cost:
+def cost(model: Model, sample: Sample | None, shapes: Shapes | None = None) -> Cost:
     """The cost of one call of a model.
 
     Args:
         model: Any.
         sample: Whose sizes to count at; None counts at the declared sizes, and 0 where they are symbolic.
+        shapes: What is known at these sizes, where the caller has it.
     """
-    shapes = concrete_shapes(model.ir, sample)
+    shapes = concrete_shapes(model.ir, sample) if shapes is None else shapes
     graph = model.ir.graph
     outputs = [v for node in graph for v in node.outputs if v.name]
     layers, size = _layers(graph, shapes), size_of(model)

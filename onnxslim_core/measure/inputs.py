@@ -29,7 +29,15 @@ if TYPE_CHECKING:
 
     from onnxslim_core.model import Model
 
-__all__ = ["InputSpec", "indexed_tables", "input_specs", "parse_shape", "parse_value", "random_samples"]
+__all__ = [
+    "InputSpec",
+    "indexed_tables",
+    "input_specs",
+    "likely_samples",
+    "parse_shape",
+    "parse_value",
+    "random_samples",
+]
 
 _MAX_ELEMENTS = 2**27
 _SECONDS = 20.0
@@ -186,6 +194,35 @@ def random_samples(
     open_names = [s.name for s in specs if not s.is_static and s.name not in shapes]
     blamed = ", ".join(f"'{n}'" for n in (open_names or [s.name for s in specs]))
     raise MeasureError(f"no random input runs, tried sizes for {blamed}: {error}", _HINT) from error
+
+
+def likely_samples(
+    model: Model,
+    *,
+    count: int = 1,
+    seed: int = 0,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    values: Mapping[str, object] | None = None,
+) -> list[dict[str, np.ndarray]]:
+    """What `random_samples` tries first, without a run: the same samples where the first that is tried runs.
+
+    Args:
+        model: Its inputs are asked for.
+        count: How many samples.
+        seed: As in `random_samples`.
+        shapes: As in `random_samples`.
+        values: As in `random_samples`.
+
+    Raises:
+        RecipeError: if a shape or value names no input or does not fit it.
+        MeasureError: if an input is not a tensor.
+    """
+    shapes, values = dict(shapes or {}), dict(values or {})
+    specs = input_specs(model)
+    _check(specs, shapes, values)
+    sizes = next(_rungs(specs, shapes, values))
+    draw = _Draw(np.random.default_rng(seed), _rows_of_tables(model.ir), sizes, values, "random")
+    return [draw.sample(specs) for _ in range(count)]
 
 
 def _more(

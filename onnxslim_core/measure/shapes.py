@@ -54,20 +54,23 @@ class Shapes:
         return self.shape, self.dtype, self.value
 
 
-def concrete_shapes(model: ir.Model, sample: Sample | None, *, bodies_too: bool = False) -> Shapes:
+def concrete_shapes(
+    model: ir.Model, sample: Sample | None, *, bodies_too: bool = False, may_run: bool = True
+) -> Shapes:
     """The shapes of every value of the main graph; the model is not changed.
 
     Args:
         model: Any.
         sample: An array per input; None takes the declared sizes and leaves unknown what is symbolic.
         bodies_too: Whether bodies of If, Loop and Scan are inferred as well, from what they are handed and capture.
+        may_run: Whether what inference does not tell is looked up in a run.
 
     Returns:
         What could be found. Nothing is raised where inference and run both fail: shapes are then absent.
     """
     work = _Work(model, sample or {}, model.graph)
     work.infer()
-    if sample is not None and (unknown := work.unknown()):
+    if sample is not None and may_run and (unknown := work.unknown()):
         work.look_up(unknown)
     if bodies_too:
         work.enter()
