@@ -14,6 +14,7 @@ Tools that read and write ONNX:
   onnxruntime        offline optimisation at level `extended`, saved as ONNX
 Torch-Pruning works on the PyTorch module, so it is asked for a network of coverage_nets.py by name (`torch_pruning`):
 magnitude importance (p = 2), the given ratio, outputs ignored, heads and groups told as its documentation shows.
+What prunes a classifier on images (`onnxsim_refit`, `onnxsim_norm_refit`, `torch_pruning_resnet`): _rivals_free.py.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from _rivals_free import onnxsim_norm_refit, onnxsim_refit, torch_pruning_resnet
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ def run(
         target: Where the result goes; not touched where the tool fails.
         python: The interpreter that has the tool.
         timeout: Seconds after which the tool counts as failed.
-        **options: `ratio` for the two tools that prune.
+        **options: `ratio` for the tools that prune, `calibration` for those that look at samples.
     """
     command = [str(python), __file__, tool, str(source), str(target), json.dumps(options)]
     start = time.perf_counter()
@@ -181,9 +184,9 @@ def torch_pruning(source: str, target: str, options: Mapping[str, Any]) -> dict[
 
 
 _LAST = ("head", "heads")
-TOOLS = {
-    tool.__name__: tool for tool in (onnxsim, onnxsim_pruning, onnxslim, onnxoptimizer, onnxruntime, torch_pruning)
-}
+_TOOLS = (onnxsim, onnxsim_pruning, onnxslim, onnxoptimizer, onnxruntime, torch_pruning)
+_FREE = (onnxsim_refit, onnxsim_norm_refit, torch_pruning_resnet)
+TOOLS = {tool.__name__: tool for tool in (*_TOOLS, *_FREE)}
 
 
 def main() -> None:
