@@ -25,6 +25,7 @@ def costs_of(options: Options) -> Costs:
     if options.demand.allocation == "global":
         sizes = [what.width * what.unit if isinstance(what, Group) else 0 for what in options.homes]
         return Costs(tuple(Term(float(size), ({number: 1.0},)) for number, size in enumerate(sizes)))
+    timed = options.demand.allocation == "latency"
     home = np.full(len(channels.classes.of), -1, np.int32)
     inside: dict[ir.Node, int] = {}
     ranked: dict[ir.Node, int] = {}
@@ -45,12 +46,14 @@ def costs_of(options: Options) -> Costs:
                 factors.append(parts)
         if work.node in inside:
             factors.append({inside[work.node]: 1.0})
-        if work.node in ranked:
-            factors.append({ranked[work.node]: 1.0})
-        if factors:
-            terms.append(Term(float(work.macs), tuple(factors)))
+        rank = ranked.get(work.node, -1)
+        if rank >= 0 and not timed:
+            factors.append({rank: 1.0})
+        if factors or rank >= 0:
+            # a layer that is narrower already gains no time by being split, whatever its multiply-adds say
+            terms.append(Term(float(work.macs), tuple(factors), rank if timed else -1))
             works.append(work.node)
-    if options.demand.allocation == "latency":
+    if timed:
         return _seconds(options, terms, works)
     return Costs(tuple(terms), channels.macs() - sum(term.base for term in terms))
 
@@ -89,7 +92,7 @@ def _seconds(options: Options, terms: list[Term], works: list[ir.Node]) -> Costs
     table.save()
     rate = _median([float(np.mean(s)) / weight[node] for node, s in found.items() if weight[node]])
     timed = [
-        Term(float(np.mean(found[node])) if node in found else term.base * rate, term.factors)
+        Term(float(np.mean(found[node])) if node in found else term.base * rate, term.factors, term.instead)
         for term, node in zip(terms, works, strict=True)
     ]
     others = options.channels.macs() - sum(term.base for term in terms)

@@ -71,3 +71,17 @@ def test_parts_of_a_factor_add_up() -> None:
 def test_nothing_is_cut_where_nothing_has_to_be() -> None:
     units = [Unit("u", (Row("keep", 0.0, 1.0), Row("half", 0.0, 0.5)))]
     assert choose(units, Costs((Term(8.0, ({0: 1.0},)),)), 8.0) == (0,)
+
+
+def test_of_two_ways_to_make_a_layer_cheaper_the_better_one_counts() -> None:
+    units = [Unit(str(i), (Row("keep", 0.0, 1.0), Row("less", 1.0, left))) for i, left in enumerate((0.5, 0.7))]
+    costs = Costs((Term(10.0, ({0: 1.0},), instead=1),))
+    assert [costs.total(units, choice) for choice in ((0, 0), (1, 0), (0, 1), (1, 1))] == [10.0, 5.0, 7.0, 5.0]
+    for choice in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        for number, saved in enumerate(costs.savings(units, choice)):
+            one = list(choice)
+            totals = []
+            for row in (0, 1):
+                one[number] = row
+                totals.append(costs.total(units, one))
+            assert saved[1] == pytest.approx(totals[0] - totals[1])

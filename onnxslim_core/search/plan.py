@@ -62,10 +62,17 @@ class Term:
     Attributes:
         base: In full.
         factors: Per factor: unit -> the part (0..1) of that factor that is the unit's.
+        instead: A unit whose share counts in place of all factors where it is smaller: two ways to make a layer
+            cheaper of which the second gains nothing on top of the first; -1 where there is none.
     """
 
     base: float
     factors: tuple[Mapping[int, float], ...]
+    instead: int = -1
+
+    def units(self) -> set[int]:
+        """The units that it depends on."""
+        return {unit for factor in self.factors for unit in factor} | ({self.instead} - {-1})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +91,7 @@ class Costs:
         """Per unit: what each row would save against the first one, while the others stay as chosen."""
         if not self._of:
             for term in self.terms:
-                for concerned in {number for factor in term.factors for number in factor}:
+                for concerned in term.units():
                     self._of.setdefault(concerned, []).append(term)
         left = [unit.rows[row].left for unit, row in zip(units, choice, strict=True)]
         found = []
@@ -92,20 +99,24 @@ class Costs:
             own = np.array([row.left for row in unit.rows])
             costs = np.zeros(len(own))
             for term in self._of.get(number, ()):
-                cost = np.full(len(own), term.base)
+                share = np.ones(len(own))
                 for factor in term.factors:
                     others = 1.0 - sum(part * (1.0 - left[u]) for u, part in factor.items() if u != number)
-                    cost *= np.maximum(others - factor.get(number, 0.0) * (1.0 - own), 0.0)
-                costs += cost
+                    share *= np.maximum(others - factor.get(number, 0.0) * (1.0 - own), 0.0)
+                if term.instead >= 0:
+                    share = np.minimum(share, own if term.instead == number else left[term.instead])
+                costs += term.base * share
             found.append(costs[0] - costs)
         return found
 
 
 def _cost(term: Term, units: Sequence[Unit], choice: Sequence[int]) -> float:
-    cost = term.base
+    share = 1.0
     for factor in term.factors:
-        cost *= max(1.0 - sum(part * (1.0 - units[u].rows[choice[u]].left) for u, part in factor.items()), 0.0)
-    return cost
+        share *= max(1.0 - sum(part * (1.0 - units[u].rows[choice[u]].left) for u, part in factor.items()), 0.0)
+    if term.instead >= 0:
+        share = min(share, units[term.instead].rows[choice[term.instead]].left)
+    return term.base * share
 
 
 def loss_of(units: Sequence[Unit], choice: Sequence[int]) -> float:
