@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         SlimError,
         UnsupportedModel,
     )
+    from onnxslim_core.lock import Applied, Lock, apply
     from onnxslim_core.model import Model, load, save
     from onnxslim_core.pipeline import Result, compress
     from onnxslim_core.recipe import Budget, Recipe, load_budget
@@ -36,11 +37,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Applied",
     "Budget",
     "BudgetError",
     "DataError",
     "InternalError",
     "InvalidModel",
+    "Lock",
     "MeasureError",
     "Model",
     "ModelError",
@@ -53,6 +56,7 @@ __all__ = [
     "UnsupportedModel",
     "Verdict",
     "__version__",
+    "apply",
     "benchmark",
     "compare",
     "compress",
@@ -71,6 +75,7 @@ _HOMES = {
         *("BudgetError", "DataError", "InternalError", "InvalidModel", "MeasureError", "ModelError"),
         *("RecipeError", "SlimError", "UnsupportedModel"),
     ),
+    "lock": ("Applied", "Lock", "apply"),
     "model": ("Model", "load", "save"),
     "pipeline": ("Result", "compress"),
     "recipe": ("Budget", "Recipe", "load_budget"),

@@ -28,6 +28,7 @@ __all__ = [
     "digest",
     "digest_of_file",
     "needs_external",
+    "open_regular",
     "pieces",
     "read_bytes",
     "replace_files",
@@ -53,7 +54,7 @@ def _shown(path: Path) -> str:
     return quote(str(path), limit=1000)
 
 
-def _open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading; never blocks on a pipe and never reads a device."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -69,7 +70,7 @@ def read_bytes(path: Path, limits: Limits) -> bytes:
         ModelError: if it cannot be read or is too large.
     """
     try:
-        with _open_regular(path) as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > limits.file_bytes:
                 raise InvalidModel(
@@ -205,7 +206,7 @@ class ExternalData:
     def _map(self, path: Path, what: str) -> mmap.mmap | bytes:
         if path not in self._maps:
             try:
-                with _open_regular(path) as file:
+                with open_regular(path) as file:
                     size = os.fstat(file.fileno()).st_size
                     self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
             except OSError as err:

@@ -21,6 +21,7 @@ from onnxslim_core._job import Clock, Job, said
 from onnxslim_core.calibration.code import call_source, load_function
 from onnxslim_core.calibration.source import Data
 from onnxslim_core.errors import BudgetError, ModelError, RecipeError
+from onnxslim_core.lock import Lock, take
 from onnxslim_core.measure.fidelity import beside
 from onnxslim_core.measure.session import open_file, open_session, run
 from onnxslim_core.measure.truth import Plain
@@ -59,6 +60,8 @@ class Result:
         sample: An input that runs, for the check of the written file; None where nothing runs.
         answers: What the model answered to it in the session without onnxruntime's rewrites, where that is known.
         digest: Of the bytes that onnxruntime was given for those answers; None for models of several files.
+        given: The model as it was given.
+        given_sha256: Of its file; None where it is large or was given in memory.
     """
 
     model: Model
@@ -66,6 +69,8 @@ class Result:
     sample: Sample | None = None
     answers: Mapping[str, Any] | None = None
     digest: str | None = None
+    given: Model | None = None
+    given_sha256: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -86,6 +91,16 @@ class Result:
         if not self.passed:
             raise ModelError("the budget is not met, so there is no model to save", "; ".join(self.report.breaches))
         save(self.model, path, check=self._check)
+
+    def lock(self) -> Lock:
+        """What was decided, to be done again by `apply` without samples or search: `result.lock().save("net.lock")`.
+
+        Raises:
+            ModelError: if the model that it was made from is not known.
+        """
+        if self.given is None:
+            raise ModelError("this result does not know the model that it was made from, so it has no lock")
+        return take(self.given, self.model, self.report, self.given_sha256)
 
     def _check(self, path: Path) -> None:
         """Let onnxruntime load the written file, run it, and compare its answers with those of the model in memory.
@@ -179,6 +194,7 @@ def compress(
     with clock("load"):
         root = None if external_data_root is None else Path(external_data_root)
         start = load(model, external_data_root=root, keep_feedable=keep_feedable)
+        given_sha256 = None if start.nbytes >= LARGE or start.source is None else _digest(start.source)
         # what is held against the result is the model as it was given, so that what loading gained counts too
         reference = load(model, external_data_root=root, keep_feedable=True) if start.notes else start
         for each in {id(each): each for each in (start, reference)}.values():
@@ -222,23 +238,36 @@ def compress(
     final, report = job.run(asked, feeds.used.note if verify else "asked not to compare answers (--no-verify)")
     answers, digest = job.answers(final)
     final.seal(False)
-    return Result(final, report, feeds.judging[0] if job.compares else None, answers, digest)
+    return Result(final, report, feeds.judging[0] if job.compares else None, answers, digest, reference, given_sha256)
 
 
 @_few_collections()
-def compress_file(source: str | Path, target: str | Path, recipe: Recipe | None = None, **options: Any) -> Result:
+def compress_file(
+    source: str | Path, target: str | Path, recipe: Recipe | None = None, lock: str | Path | None = None, **options: Any
+) -> Result:
     """`compress`, and write the model if the budget is met; where it is not, nothing is written.
 
     Args:
         source: The model's file.
         target: Where the result goes; may be the source.
         recipe: As in `compress`.
+        lock: Where the lock goes, beside the model; None writes none.
         options: As in `compress`.
     """
     result = compress(source, recipe, **options)
     if result.passed:
         result.save(target)
+        if lock is not None:
+            result.lock().save(lock)
     return result
+
+
+def _digest(path: Path) -> str | None:
+    """sha256 of a file; None where it has gone by now."""
+    try:
+        return digest_of_file(path)
+    except OSError:
+        return None
 
 
 def _silent(step: str, done: int, total: int) -> None:

@@ -22,7 +22,7 @@ from onnxslim_core.cli import main
 from onnxslim_core.errors import InternalError
 
 ROOT = Path(__file__).resolve().parent.parent
-VERBS = ("demo", "inspect", "compress", "compare", "bench", "gate", "passes", "sensitivity")
+VERBS = ("demo", "inspect", "compress", "apply", "compare", "bench", "gate", "passes", "sensitivity")
 
 
 def network(noise: float = 0.0) -> onnx.ModelProto:

@@ -17,6 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim_core.cli import main
+from onnxslim_core.lock import apply
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
@@ -84,7 +85,7 @@ def test_two_runs_on_one_output_leave_one_whole_model(tmp_path: Path) -> None:
     commands = [[*COMMAND, str(source), "-o", str(target), "--no-latency", "--quiet"] for source in sources]
     processes = [subprocess.Popen(command, cwd=ROOT) for command in commands]
     assert [process.wait(120) for process in processes] == [0, 0]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "b.onnx", "out.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "b.onnx", "out.onnx", "out.onnx.lock"]
     found = answers(target)
     assert any(np.array_equal(found, answers(source)) for source in sources)
 
@@ -181,7 +182,11 @@ def test_damaged_files_are_refused_in_a_line_or_answered(
             lines = [line for line in said.err.splitlines() if not line.startswith("  hint: ")]
             assert len(lines) == (0 if code == 0 else 1), said.err
             assert (tmp_path / "out.onnx").exists() == (code == 0)
+            if code == 0:
+                made = apply(tmp_path / "out.onnx.lock", damaged).model
+                assert b"".join(made.pieces()) == (tmp_path / "out.onnx").read_bytes()
             (tmp_path / "out.onnx").unlink(missing_ok=True)
+            (tmp_path / "out.onnx.lock").unlink(missing_ok=True)
             assert [path.name for path in tmp_path.iterdir()] == ["in.onnx"]
             codes[code] += 1
     assert codes[0] and codes[3]

@@ -24,6 +24,7 @@ ORDER = (
     ("criteria", "repair", "lowrank", "quant"),
     ("calibration",),
     ("channels",),
+    ("lock",),
     ("report",),
     ("measure",),
     ("ops",),

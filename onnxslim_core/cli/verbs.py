@@ -146,6 +146,8 @@ def inspect(
 @click.option("--budget", metavar="B.toml", help="What the result may cost; replaces the recipe's.")
 @click.option("--metric", metavar="FILE.py:FUNCTION", help="Runs (outputs, labels) -> float for the budget's metric.")
 @click.option("--report", metavar="R.json", help="Write the report here.")
+@click.option("--lock", metavar="F.lock", help="Write what was decided here, for `apply`.  [default: OUT.lock]")
+@click.option("--no-lock", is_flag=True, help="Write no lock.")
 @click.option("--no-verify", is_flag=True, help="Do not run the models to compare them.")
 @click.option("--no-latency", is_flag=True, help="Do not measure time.")
 @click.option("--allow-code", is_flag=True, help="Let the recipe run the code it names (file.py:function).")
@@ -159,8 +161,9 @@ def compress(shell: Shell, model: str, output: str, report: str | None, **option
     """
     data = options["data"]
     # the model itself may be the target: it is replaced only when the result is whole
-    check_targets(output, report, sources=(options["recipe"], options["budget"], data))
-    check_targets(report, sources=(model,))
+    lock = _lock_beside(output, options["lock"], options["no_lock"])
+    check_targets(output, report, lock, sources=(options["recipe"], options["budget"], data))
+    check_targets(report, lock, sources=(model,))
     recipe = _chosen_recipe(options["recipe"], options["preset"], options["settings"])
     from onnxslim_core.pipeline import compress_file
     from onnxslim_core.recipe import load_budget
@@ -172,6 +175,7 @@ def compress(shell: Shell, model: str, output: str, report: str | None, **option
             model,
             output,
             recipe,
+            lock=lock,
             data=data,
             budget=budget,
             shapes=shapes,
@@ -196,6 +200,13 @@ def compress(shell: Shell, model: str, output: str, report: str | None, **option
     return OK
 
 
+def _lock_beside(output: str, lock: str | None, none: bool) -> str | None:
+    """Where the lock of a run goes."""
+    if none and lock is not None:
+        raise RecipeError("--lock and --no-lock exclude each other")
+    return None if none else lock if lock is not None else f"{output}.lock"
+
+
 def _chosen_recipe(path: str | None, preset: str | None, settings: Sequence[str]) -> Recipe:
     from onnxslim_core.recipe import Recipe
 
@@ -203,6 +214,40 @@ def _chosen_recipe(path: str | None, preset: str | None, settings: Sequence[str]
         raise RecipeError("--recipe and --preset exclude each other", "change a preset's options by --set")
     recipe = Recipe.load(path) if path is not None else Recipe.preset(preset) if preset is not None else Recipe.exact()
     return recipe.with_settings(settings)
+
+
+@verb
+@click.argument("lock")
+@click.argument("model")
+@click.option("--output", "-o", required=True, metavar="OUT", help="Where the result is written.")
+@_root
+def apply(shell: Shell, lock: str, model: str, output: str, external_data_root: str | None) -> int:
+    """Make the result of an earlier run again, from its lock.
+
+    Takes the model that was compressed then, and neither samples nor time: the same bytes come out, or an error.
+    """
+    check_targets(output, sources=(lock,))  # as with compress, the model may be replaced by the result
+    from onnxslim_core.lock import apply as replay
+
+    applied = replay(lock, model, external_data_root=external_data_root)
+    checked = applied.save(output, threads=shell.threads)
+    record = applied.record
+    shell.emit(
+        {
+            "schema": 1,
+            "verb": "apply",
+            "given": record.given,
+            "made": record.made,
+            "outcome": record.outcome,
+            "verified": record.verified,
+            "checked": checked,
+            "notes": applied.notes,
+        }
+    )
+    for note in applied.notes:
+        shell.say(note)
+    shell.say(f"{Path(output).name} is bit for bit the result that was locked; it {checked}")
+    return OK
 
 
 @verb
