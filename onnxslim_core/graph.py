@@ -46,7 +46,7 @@ STANDARD = ("", "ai.onnx")
 _OUR_NAME = "onnxslim_core.our_name"
 """In a node's `meta`: its name is ours."""
 
-_BODIES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+_BODIES = frozenset((ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS))
 
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
@@ -69,9 +69,10 @@ def bodies(node: ir.Node) -> Sequence[ir.Graph]:
         return ()
     found: list[ir.Graph] = []
     for attr in attributes.values():
-        if attr.type not in _BODIES or attr.is_ref():
+        kind = attr.type
+        if kind not in _BODIES or attr.is_ref():
             continue
-        if attr.type == ir.AttributeType.GRAPH:
+        if kind is ir.AttributeType.GRAPH:
             found.append(attr.as_graph())
         else:
             found.extend(attr.as_graphs())
@@ -83,8 +84,9 @@ def all_nodes(graph: ir.Graph) -> list[ir.Node]:
     found: list[ir.Node] = []
     for node in graph:
         found.append(node)
-        for body in bodies(node):
-            found += all_nodes(body)
+        if node.attributes.data:
+            for body in bodies(node):
+                found += all_nodes(body)
     return found
 
 
@@ -169,26 +171,38 @@ class Names:
     """Names that no scope of the model uses yet; deterministic, so that the same edits give the same names."""
 
     def __init__(self, model: ir.Model) -> None:
-        self._used: set[str] = set()
+        self._model = model
+        self._taken: set[str] = set()
         self._next: dict[str, int] = {}
-        graphs = [model.graph]
+
+    @property
+    def _used(self) -> set[str]:
+        """Every name; collected when the first new one is asked for, since most passes make none."""
+        if not self._taken:
+            self._collect()
+        return self._taken
+
+    def _collect(self) -> None:
+        used, graphs = {""}, [self._model.graph]
         while graphs:
             graph = graphs.pop()
-            self._used.update(v.name for v in (*graph.inputs, *graph.outputs) if v.name)
-            self._used.update(graph.initializers)
+            used.update(v.name for v in (*graph.inputs, *graph.outputs) if v.name)
+            used.update(graph.initializers)
             for node in graph:
-                if node.name:
-                    self._used.add(node.name)
-                self._used.update(v.name for v in node.outputs if v.name)
-                graphs.extend(bodies(node))
+                used.add(node.name or "")
+                for value in node.outputs:
+                    used.add(value.name or "")
+                if node.attributes.data:
+                    graphs.extend(bodies(node))
+        self._taken = used
 
     def new(self, hint: str) -> str:
         """A fresh name that begins with the hint."""
-        name, count = hint, self._next.get(hint, 1)
-        while name in self._used:
+        name, count, used = hint, self._next.get(hint, 1), self._used
+        while name in used:
             name, count = f"{hint}_{count}", count + 1
         self._next[hint] = count  # else 16,000 names from one hint would take 16,000 squared steps
-        self._used.add(name)
+        used.add(name)
         return name
 
 

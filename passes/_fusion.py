@@ -19,6 +19,8 @@ from ._linear import inputs_of, outputs_of
 __all__ = ["Fusion", "after", "before", "parameters", "weight_shape"]
 
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_MAKERS = frozenset((*_LINEAR, "BatchNormalization"))
+_READERS = frozenset((*_LINEAR, "Flatten", "Reshape"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +58,8 @@ class Fusion(Match):
 
 def after(node: ir.Node, model: ir.Model) -> Fusion | None:
     """The affine node reads a linear one, or the bias Add of a MatMul."""
+    if not any(_is_promising(value) for value in node.inputs[:2]):
+        return None
     linear, bias = _source(node), None
     if linear is not None and is_op(linear, "Add"):
         linear, bias = _source(linear), linear
@@ -74,8 +78,8 @@ def after(node: ir.Node, model: ir.Model) -> Fusion | None:
 
 def before(node: ir.Node, model: ir.Model) -> Fusion | None:
     """The affine node is read by a linear one, directly or through Flatten."""
-    index, linear = source_index(node), _only_user(node)
-    if index is None:
+    linear = _only_user(node)
+    if linear is None or linear.op_type not in _READERS or (index := source_index(node)) is None:
         return None
     flatten = linear if _flattens(linear, node.inputs[index]) else None
     if flatten is not None:
@@ -100,6 +104,16 @@ def before(node: ir.Node, model: ir.Model) -> Fusion | None:
     if is_op(linear, "MatMul") and bias is None and is_op(node, "Add", "Sub"):
         return None  # the bias would only change its place
     return Fusion(node, model, linear, before=True, bias=bias, flatten=flatten)
+
+
+def _is_promising(value: ir.Value | None) -> bool:
+    """A look at the operators alone, which says no to most nodes before any constant is looked for."""
+    made = value.producer() if value is not None else None
+    if made is None:
+        return False
+    if made.op_type == "Add":
+        return any(v is not None and is_op(v.producer(), "MatMul") for v in made.inputs)
+    return made.op_type in _MAKERS
 
 
 def _is_expected(node: ir.Node, linear: ir.Node) -> bool:

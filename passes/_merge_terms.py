@@ -13,12 +13,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxslim_core.errors import InternalError
-from onnxslim_core.graph import attribute, is_op, users_of
+from onnxslim_core.graph import attribute, is_op
 
 from ._affine import FLOATS, constant, rank_of, source_index, varies_along
 
 __all__ = ["Geometry", "Term", "embed", "geometry_of", "only_reader", "places", "term_at", "term_of", "term_read_by"]
 
+_ENDS = frozenset({"Add", "Conv", "Gemm", "MatMul"})
+"""Operators that a term ends with."""
 _SAME = ("SAME_UPPER", "SAME_LOWER")
 
 
@@ -183,7 +185,11 @@ def term_of(node: ir.Node | None, *, with_add: bool = True) -> Term | None:
 def term_at(value: ir.Value | None, graph: ir.Graph | ir.Function | None) -> Term | None:
     """The term in this graph that makes a value."""
     node = value.producer() if value is not None else None
-    if node is not None and is_op(node, "Add") and (index := source_index(node)) is not None:
+    if node is None or node.op_type not in _ENDS:
+        return None
+    if is_op(node, "Add") and not any(v is not None and is_op(v.producer(), "MatMul") for v in node.inputs):
+        return None
+    if is_op(node, "Add") and (index := source_index(node)) is not None:
         source = node.inputs[index]
         node = source.producer() if source is not None else None
         if not is_op(node, "MatMul"):
@@ -194,16 +200,17 @@ def term_at(value: ir.Value | None, graph: ir.Graph | ir.Function | None) -> Ter
 
 def term_read_by(value: ir.Value | None, reader: ir.Node) -> Term | None:
     """The term that makes a value which nobody but this node reads."""
-    return None if value is None or only_reader(value) is not reader else term_at(value, reader.graph)
+    term = term_at(value, reader.graph)  # says no sooner
+    return term if term is not None and value is not None and only_reader(value) is reader else None
 
 
 def only_reader(value: ir.Value) -> ir.Node | None:
     """The one node of the same graph that reads a value, once; None where there are more, or where it is an output."""
-    users, is_output = users_of(value)
-    producer = value.producer()
-    if len(users) != 1 or is_output or producer is None or users[0][0].graph is not producer.graph:
+    producer, uses = value.producer(), value.uses()
+    if producer is None or len(uses) != 1 or value.is_graph_output():
         return None
-    return users[0][0]
+    user = next(iter(uses)).node
+    return user if user.graph is producer.graph else None
 
 
 def places(own: Geometry, big: Geometry) -> list[list[int]] | None:

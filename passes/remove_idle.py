@@ -25,6 +25,8 @@ from onnxslim_core.channels.boxes import inner, whole
 from onnxslim_core.channels.groups import ChannelGraph, Group, analyse
 from onnxslim_core.channels.idle import Idle, Known, find_idle, idle_weight, remove_idle_classes
 from onnxslim_core.errors import RecipeError, UnsupportedModel
+from onnxslim_core.graph import all_nodes
+from onnxslim_core.ops.table import makes_channels
 from onnxslim_core.rewrite import Change, Context, Kind, Override
 from onnxslim_core.search.grid import kept_classes
 
@@ -88,6 +90,8 @@ class RemoveIdle:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Alternate both views of heads and groups until neither finds anything, then ask where idle weight is."""
+        if not self.override and not any(map(makes_channels, all_nodes(model.graph))):
+            return []
         sample = context.samples[0] if context.samples else None
         changes: list[Change] = []
         refused: dict[tuple[str, str], Change] = {}

@@ -27,7 +27,7 @@ from onnxslim_core.ops import (
 )
 from onnxslim_core.ops.flow import Rule
 
-__all__ = ["RULES", "rule_of"]
+__all__ = ["MAKERS", "RULES", "makes_channels", "rule_of"]
 
 RULES: dict[str, Rule] = {
     **conv.RULES,
@@ -47,7 +47,21 @@ RULES: dict[str, Rule] = {
     **bodies.RULES,
 }
 
+MAKERS = frozenset(
+    (*conv.RULES, *product.RULES, *einsum.RULES, *recurrent.RULES, "Gather", "Concat", "com.microsoft.QLinearConcat")
+)
+"""Operators whose constants can make channels (`Flow.make`): a graph without any of them has no channels to choose."""
+
 
 def rule_of(node: ir.Node) -> Rule | None:
     """The rule of a node; None for an operator that is not understood."""
-    return RULES.get(node.op_type if node.domain in STANDARD else f"{node.domain}.{node.op_type}")
+    return RULES.get(_full_name(node))
+
+
+def makes_channels(node: ir.Node) -> bool:
+    """False for an operator that never makes channels."""
+    return _full_name(node) in MAKERS
+
+
+def _full_name(node: ir.Node) -> str:
+    return node.op_type if node.domain in STANDARD else f"{node.domain}.{node.op_type}"
