@@ -22,7 +22,7 @@ from onnxslim_core import graph as verbs
 from onnxslim_core.errors import MeasureError
 from onnxslim_core.graph import attribute, is_op, label_of, opset_of, users_of
 from onnxslim_core.measure.shapes import Shapes, concrete_shapes
-from onnxslim_core.rewrite import Context, Edit, Timing
+from onnxslim_core.rewrite import Context, Edit
 
 from ._affine import coefficients, constant
 from ._evaluate import evaluate
@@ -50,6 +50,11 @@ _ELEMENTWISE = (
 """Operators that treat every element alike, up to a scalar constant."""
 _NODE_BYTES = 128
 """About what a Gather takes in the file, names included."""
+_STUDENT = {3: 4.303, 4: 3.182, 5: 2.776}
+"""Two-sided 95 % quantiles of Student's t for the mean of so many timings."""
+_PROBES = max(_STUDENT)
+_NOISE = 0.01
+"""Ratios that agree by chance are not taken to be nearer to the truth than this."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -301,7 +306,7 @@ class Clock:
     model: ir.Model
     context: Context
     _shapes: Shapes | None = None
-    _timed: dict[Hashable, Timing | None] = field(default_factory=dict)
+    _timed: dict[Hashable, str | None] = field(default_factory=dict)
 
     def ask(self, selections: Sequence[Selection]) -> dict[Selection, str]:
         """Why some of them are not faster; those that are, are absent.
@@ -329,21 +334,37 @@ class Clock:
         return slow
 
     def _why_not(self, selection: Selection) -> str | None:
-        timing = self.time(selection)
-        if timing is None:
-            return "cannot be timed"
-        if timing.high < 1:
-            return None
-        return f"not measured faster: {timing.ratio:.2f} of the time ({timing.low:.2f} to {timing.high:.2f})"
-
-    def time(self, selection: Selection) -> Timing | None:
-        """The branch with the selection against the branch as it is; None where that is not possible."""
-        if self.context.latency is None:
-            return None
+        """Why the branch with the selection is not faster than the branch as it is; None where it is."""
         key = self._family(selection), selection.place.width, len(selection.kept)
         if key not in self._timed:
-            self._timed[key] = self._time(selection)
+            self._timed[key] = self._timed_alone(selection)
         return self._timed[key]
+
+    def why_not(self, reference: ir.Model, candidate: ir.Model) -> str | None:
+        """Why a model is not faster than another one; None where it is.
+
+        A short timing of a large model has few sessions, and so a wide interval: where it says nothing, further ones
+        are made, and their ratios are judged together (Student's t on the logarithms).
+        """
+        if self.context.latency is None:
+            return "nothing is timed"
+        logs: list[float] = []
+        low, high = 0.0, 0.0
+        while len(logs) < _PROBES:
+            try:
+                timing = self.context.latency(reference, candidate)
+            except MeasureError as err:
+                return f"cannot be timed: {err}"
+            logs.append(float(np.log(timing.ratio)))
+            low, high = timing.low, timing.high
+            if len(logs) in _STUDENT:
+                spread = max(_STUDENT[len(logs)] * float(np.std(logs, ddof=1)) / len(logs) ** 0.5, _NOISE)
+                low, high = (float(np.exp(np.mean(logs) + side * spread)) for side in (-1, 1))
+            if high < 1:
+                return None
+            if low >= 1:
+                break
+        return f"not measured faster: {np.exp(np.mean(logs)):.2f} of the time ({low:.2f} to {high:.2f})"
 
     def _shape(self, value: ir.Value) -> tuple[int, ...] | None:
         if self._shapes is None:
@@ -362,17 +383,14 @@ class Clock:
             told.append((node.op_type, weight, plain))
         return tuple(told)
 
-    def _time(self, selection: Selection) -> Timing | None:
-        assert self._shapes is not None and self.context.latency is not None
+    def _timed_alone(self, selection: Selection) -> str | None:
+        assert self._shapes is not None  # the family has asked for them
         models = [_alone(selection.place, self._shapes) for _ in range(2)]
         if models[0] is None or models[1] is None:
-            return None
+            return "its sizes are not known, so it cannot be timed"
         (alone,) = places_of(models[1])
         Selection(alone, selection.kept).carry_out(Edit(verbs.Names(models[1])))
-        try:
-            return self.context.latency(models[0], models[1])
-        except MeasureError:
-            return None
+        return self.why_not(models[0], models[1])
 
 
 def _alone(place: Place, shapes: Shapes) -> ir.Model | None:

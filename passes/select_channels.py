@@ -33,7 +33,7 @@ from onnxslim_core.calibration.moments import Moments
 from onnxslim_core.calibration.study import study
 from onnxslim_core.criteria.curves import Setting
 from onnxslim_core.criteria.table import MEASURED, SAMPLED, curve_of
-from onnxslim_core.errors import MeasureError, RecipeError
+from onnxslim_core.errors import RecipeError
 from onnxslim_core.graph import label_of
 from onnxslim_core.repair.sequential import Refit
 from onnxslim_core.repair.table import REPAIRS
@@ -105,7 +105,8 @@ class SelectChannels:
             each.carry_out(Edit(names))
         if self.repair != "none":
             self._mend(model, work, readers, context)
-        if (slower := self._slow(model, work, context)) is not None:
+        slower = Clock(model, context).why_not(model, work) if self.measure == "auto" else None
+        if slower is not None:
             return [self._refusal((), "whole_faster", slower, f"select channels in {len(chosen)} branches"), *refused]
         model.graph = work.graph
         return changes + refused
@@ -179,20 +180,6 @@ class SelectChannels:
             repair=self.repair,
         )
         job.run(context.progress)
-
-    def _slow(self, model: ir.Model, work: ir.Model, context: Context) -> str | None:
-        """Why the time of the whole does not speak for it."""
-        if self.measure == "never" or context.latency is None:
-            return None
-        try:
-            timing = context.latency(model, work)
-        except MeasureError as err:
-            return f"the whole cannot be timed: {err}"
-        if timing.high < 1:
-            return None
-        return (
-            f"the whole is not measured faster: {timing.ratio:.2f} of the time ({timing.low:.2f} to {timing.high:.2f})"
-        )
 
     def _refusal(self, where: tuple[str, ...], guard: str, reason: str, action: str = "select channels") -> Change:
         return Change(self.name, where, action, reason=reason, guard=guard)
