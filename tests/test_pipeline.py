@@ -174,6 +174,7 @@ def test_exact_by_default_and_the_same_answers(tmp_path: Path) -> None:
         "fuse_batchnorm",
         "merge_convs",
         "remove_idle",
+        "select_idle",
     ]
     assert result.report.verified
     result.save(tmp_path / "out.onnx")
