@@ -1,13 +1,13 @@
-"""Real inputs for the zoo's models, in three parts that share no photo, no words and no stretch of a recording.
+"""Real inputs for the zoo's models, in three parts that share no photo and no stretch of a recording.
 
     "decide"   what a pass is shown
     "judge"    what a run is stopped by
     "test"     what is reported beside it, and was looked at by nobody
 
-Crops of photos, lines and pages of text, windows of speech, as each model wants them prepared. Where there is no such
-thing for a model (tracings of brains, say), numbers are drawn: nothing can be said about its answers then, only
-whether it runs and how fast. Word pieces are drawn evenly from the vocabulary's whole words, since no tokenizer comes
-with the zoo: they are tokens, but no sentences.
+Crops of photos, lines and pages of text, windows of speech, as each model wants them prepared. Text of the last two is
+drawn from the same words, of which the first has none. Where there is no such thing for a model (tracings of brains,
+say), numbers are drawn: nothing can be said about its answers then, only whether it runs and how fast. Word pieces are
+drawn evenly from the vocabulary's whole words, since no tokenizer comes with the zoo: tokens, but no sentences.
 """
 
 from __future__ import annotations

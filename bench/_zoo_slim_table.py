@@ -39,6 +39,8 @@ def told_mend(both: Mapping[str, Mapping[str, Any]]) -> str:
     mended, plain = both["least_squares"], both["none"]
     if "test" not in mended or "test" not in plain:
         return str(mended.get("error") or mended.get("reason") or plain.get("error") or plain.get("reason"))
+    if not mended["solved"]:
+        return f"nothing to mend / {plain['test']['error']:.4f}"
     return f"{mended['test']['error']:.4f} / {plain['test']['error']:.4f}"
 
 
@@ -80,6 +82,10 @@ def summary(rows: Sequence[Mapping[str, Any]], least: float) -> Row:
     timed = [(name, step) for name, step in steps if "latency" in step]
     mends = [row["mend"] for row in real if "mend" in row]
     both = [m for m in mends if all("test" in m[repair] for repair in ("least_squares", "none"))]
+    unsolved, both = (
+        [m for m in both if not m["least_squares"]["solved"]],
+        [m for m in both if m["least_squares"]["solved"]],
+    )
     slower = [step for step in timed if step[1]["latency"]["low"] > 1 and step[1]["whole"] == "compressed"]
     return {
         "models": len(rows),
@@ -91,6 +97,7 @@ def summary(rows: Sequence[Mapping[str, Any]], least: float) -> Row:
         "slower": [f"{name} {step['options']}" for name, step in slower],
         "off_grid": [f"{name} {where}" for name, step in timed for where in step["off_grid"]],
         "mended_and_cut": len(both),
+        "cut_without_a_reader_to_mend": len(unsolved),
         "mended_better": sum(m["least_squares"]["test"]["error"] < m["none"]["test"]["error"] for m in both),
         "crashed": [f"{name}: {step['error']}" for name, step in steps if "error" in step]
         + [f"{row['model']}: {row['error']}" for row in rows if "error" in row and not row.get("stopped")],
@@ -107,6 +114,7 @@ def page(rows: Sequence[Mapping[str, Any]], total: Mapping[str, Any], least: flo
         f"{least}: {total['geometric_mean_slim']:.3f} by `slim` ({total['geometric_mean_slim_held_on_test']:.3f} where "
         f"it must hold on the others too), {total['geometric_mean_macs']:.3f} by `macs`. "
         f"{len(total['slower'])} results are slower than what went in, {len(total['off_grid'])} widths off the grid. "
-        f"Mending is better in {total['mended_better']} of {total['mended_and_cut']} models that were cut."
+        f"Mending is better in {total['mended_better']} of {total['mended_and_cut']} models that were cut; in "
+        f"{total['cut_without_a_reader_to_mend']} more no reader has constant weights."
     )
     return markdown(columns, [cells(row, least) for row in rows]) + f"\n{words}\n"

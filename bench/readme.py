@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from _common import RESULTS, markdown
+from _zoo_slim_table import best
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -142,32 +143,68 @@ def zoo() -> str:
 
 
 def training_free() -> str:
-    """A classifier at several costs: chosen and mended on samples, and by weights alone."""
+    """A classifier at several costs: chosen and mended on samples, by weights alone, and by other tools."""
     facts = read("training_free")
-    chosen = [row for row in facts["rows"] if row["part"] == "macs"]
-    plain = [row for row in facts["rows"] if row["part"] == "half" and row["options"]["repair"] == "none"]
-    norm = next(row for row in plain if row["options"]["criterion"] == "l1")
+    rows = [row for row in facts["rows"] if "accuracy" in row]
+    # a result from before there were several seeds has no means
+    means = facts.get("means") or [row | {"target": row["options"]["target"]} for row in rows if row["part"] == "macs"]
+    body = [
+        _classifier(f"`{'slim' if each['part'] == 'latency' else 'prune_channels'}`, {told} {each['target']}", each)
+        for part, told in (("macs", "multiply-adds"), ("latency", "time"))
+        for each in [e for e in means if e["part"] == part]
+    ]
+    body += [_classifier(f"`slim`, multiply-adds {e['target']}", e) for e in means if e["part"] == "slim"]
+    body += [_classifier(f"`drop_blocks`, {r['options']['count']}", r) for r in rows if r["part"] == "blocks"]
+    plain = [row for row in rows if row["part"] == "half" and row["options"]["repair"] == "none"]
+    body += [_classifier("smallest L1 norm, unmended", r) for r in plain if r["options"]["criterion"] == "l1"]
+    for row in rows:
+        if row["part"] == "rivals" and row["options"]["name"] in FREE_RIVALS:
+            body.append(_classifier(FREE_RIVALS[row["options"]["name"]], row))
+    columns = ["what", ">MACs left", ">time left", ">right answers", ">points", ">cosine", ">same first answer"]
+    return markdown(columns, body) + origin(facts, "training_free")
+
+
+FREE_RIVALS = {
+    "onnxsim_refit": "onnxsim, with activations and refit",
+    "torch_pruning_resnet": "Torch-Pruning, L2 magnitude",
+}
+
+
+def _classifier(name: str, row: Facts) -> list[str]:
+    """One cut of a classifier; a row of its own or the mean of several seeds."""
+    time = row.get("latency")
+    ratio = time["ratio"] if isinstance(time, Mapping) else time
+    return [
+        name,
+        f"{row['macs']:.2f}",
+        "" if ratio is None else f"{ratio:.2f}",
+        f"{100 * row['accuracy']:.2f} %",
+        f"{row['points']:+.2f} \u00b1 {row['plus_minus']:.2f}",
+        f"{row['cosine']:.3f}",
+        f"{100 * row['agreement']:.1f} %",
+    ]
+
+
+def zoo_slim() -> str:
+    """Real models made faster without training, and the mean over all."""
+    facts = read("zoo_slim")
+    least, total = facts["min_cosine"], facts["total"]
+    found = [(row, best(row.get("slim", ()), least)) for row in facts["rows"].values() if row.get("inputs") != "random"]
+    kept = sorted(((row, step) for row, step in found if step is not None), key=lambda e: e[1]["latency"]["ratio"])
     body = [
         [
-            f"{row['macs']:.2f}",
-            f"{100 * row['accuracy']:.2f} %",
-            f"{row['points']:+.2f} \u00b1 {row['plus_minus']:.2f}",
-            f"{row['cosine']:.3f}",
-            f"{100 * row['agreement']:.1f} %",
+            row["model"],
+            f"{step['latency']['ratio']:.2f} ({step['latency']['low']:.2f} to {step['latency']['high']:.2f})",
+            f"{step['latency_to_original']['ratio']:.2f}",
+            f"{step['judge']['cosine']:.4f}",
+            f"{step['test']['cosine']:.4f}",
         ]
-        for row in chosen
+        for row, step in kept
     ]
-    body.append(
-        [
-            f"{norm['macs']:.2f}, smallest L1 norm, unmended",
-            f"{100 * norm['accuracy']:.2f} %",
-            f"{norm['points']:+.2f} \u00b1 {norm['plus_minus']:.2f}",
-            f"{norm['cosine']:.3f}",
-            f"{100 * norm['agreement']:.1f} %",
-        ]
-    )
-    columns = ["MACs left", ">right answers", ">points", ">cosine of logits", ">same first answer"]
-    return markdown(columns, body) + origin(facts, "training_free")
+    mean = f"**{total['geometric_mean_slim']:.2f}**"
+    body.append([f"**geometric mean of {total['with_real_samples']}, unchanged ones as 1**", mean, "", "", ""])
+    columns = ["model", ">time", ">time over the original's", ">cosine", ">cosine, other inputs"]
+    return markdown(columns, body) + origin(facts, "zoo_slim")
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
@@ -175,6 +212,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "coverage": coverage,
     "training_free": training_free,
     "zoo": zoo,
+    "zoo_slim": zoo_slim,
 }
 
 

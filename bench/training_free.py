@@ -299,11 +299,9 @@ def plot(rows: Sequence[Mapping[str, Any]], original: float, path: Path) -> None
         for row in rows:
             if "latency" in row and "accuracy" in row:
                 x = row["macs"] if axes is panels[0] else row["latency"]["ratio"]
-                name = (
-                    row["options"]["name"]
-                    if row["part"] in ("rivals", "blocks")
-                    else f"{row['options']['name']}, {row['part']}"
-                )
+                name = row["options"]["name"]
+                if "target" in row["options"]:
+                    name = f"{name}, {row['options']['allocation']}"
                 lines.setdefault(name, []).append((x, 100 * row["accuracy"]))
         for name, points in lines.items():
             axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=name)

@@ -208,6 +208,7 @@ class Run:
         }
         done = [change for change in told.applied if not change.where]
         row["did"] = "; ".join(change.action for change in done if change.pass_name == options["name"])
+        row["solved"] = sum(int(change.details.get("nodes_solved", 0)) for change in done)
         if told.outcome != "done":
             whole = [change.reason for change in told.refused if not change.where]
             return row | {"reason": (told.reason or "; ".join(whole) or "no group can be cut")[:300]}
