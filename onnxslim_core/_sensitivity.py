@@ -225,7 +225,8 @@ def _feeds(
     sizes = {name: spec.shape for name, spec in recipe.inputs.items() if spec.shape is not None} | shapes
     fills = {name: spec.value for name, spec in recipe.inputs.items() if spec.value is not None} | values
     if data is None:
-        drawn = random_samples(model, count=_RANDOM, seed=seed, shapes=sizes, values=fills)
+        count = recipe.data.samples or recipe.data.max_samples or _RANDOM
+        drawn = random_samples(model, count=max(count, 2), seed=seed, shapes=sizes, values=fills)
         said = f"{len(drawn)} seeded random inputs (seed {seed}), forced"
         return _Feeds(None, drawn, None, recipe, said, key_of([seed, sizes, fills, len(drawn)]))
     source = open_source(data, model, recipe.data, seed=seed, shapes=sizes, values=fills)
@@ -269,8 +270,7 @@ def _examine(
     if question.only and not examined.units and not examined.skipped:
         text = f"no group or block is called like {', '.join(repr(glob) for glob in question.only)}"
         raise RecipeError(text, "onnxslim-core inspect MODEL --explain lists the groups")
-    widest = max((unit.channels for unit in examined.units), default=1)
-    warnings = [shortage(origins, widest)]
+    warnings = [shortage(origins, examined.widest)]
     if feeds.source is not None:
         warnings.append(unlike_training(work.ir, cast("Source", fit)))
     head = {

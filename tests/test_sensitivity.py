@@ -34,8 +34,11 @@ from onnxslim_core.search.memory import Memory, key_of
 ROOT = Path(__file__).resolve().parent.parent
 Floats = NDArray[np.floating[Any]]
 
+RIDGE = 1e-2 * 10 ** ((4 - 30 / 20) / (4 - 1))
+"""What `advised_ridge` says of 30 different images and a widest group of 20 channels."""
 
-def network(seed: int = 0) -> onnx.ModelProto:
+
+def network(seed: int = 0, size: tuple[int, int] = (10, 8)) -> onnx.ModelProto:
     """A stem, two residual blocks of 3x3 Convs, a 1x1 Conv, and a Gemm on the mean."""
     rng = np.random.default_rng(seed)
     weights: list[Any] = []
@@ -65,7 +68,7 @@ def network(seed: int = 0) -> onnx.ModelProto:
     ]
     weights.append(numpy_helper.from_array(rng.normal(0, 0.3, (12, 7)).astype(np.float32), "fc"))
     weights.append(numpy_helper.from_array(rng.normal(0, 0.3, 7).astype(np.float32), "fb"))
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 10, 8])
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, *size])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 7])
     graph = helper.make_graph(nodes, "g", [x], [y], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -172,9 +175,7 @@ def test_a_curve_with_repair_says_what_solving_by_hand_says() -> None:
         x, y = features[:, kept], features @ weights + bias
         centred, wanted = x - x.mean(axis=0), y - y.mean(axis=0)
         h, c = centred.T @ centred / len(x), centred.T @ wanted / len(x)
-        # 30 images, fewer than ten per channel and than four origins per channel: the ridge is the advised one
-        share = (4 - 30 / 12) / (4 - 1)
-        penalty = 1e-2 * 10**share * np.trace(h) / len(h)
+        penalty = RIDGE * np.trace(h) / len(h)
         solved = np.linalg.solve(h + penalty * np.eye(len(h)), c + penalty * weights[kept])
         shift = y.mean(axis=0) - x.mean(axis=0) @ solved
         by_hand = answers(small, probes, "f") @ solved + shift
@@ -193,6 +194,20 @@ def test_a_mended_bias_alone_keeps_the_mean_answer() -> None:
         assert point.loss == pytest.approx(lost(answers(small, probes) + shift, answers(network(), probes)), rel=1e-3)
 
 
+def test_readers_that_cannot_be_solved_for_are_cut(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
+    """Zeros in the readers and the cut of the whole model are two ways to one figure."""
+    expected = ask(criterion="l2", repair="none", blocks=False)
+    monkeypatch.setenv("ONNXSLIM_CORE_CACHE", "off")
+    monkeypatch.setattr("onnxslim_core.search.sensitivity.LARGEST", 0)
+    for asked in ({"criterion": "l2", "repair": "none"}, {"criterion": "obs", "repair": "least_squares"}):
+        found = ask(**asked, blocks=False)
+        assert [curve.name for curve in found.curves] == [curve.name for curve in expected.curves]
+        for one, other in zip(found.curves, expected.curves, strict=True):
+            assert (one.criterion, one.mended) == ("l2", False)
+            assert [p.loss for p in one.points] == pytest.approx([p.loss for p in other.points], rel=1e-3)
+            assert [p.macs for p in one.points] == [p.macs for p in other.points]
+
+
 def test_a_block_that_is_gone_says_what_dropping_it_says() -> None:
     found = ask(repair="none", only=("t0", "t1"))
     _, probes = halves()
@@ -204,6 +219,47 @@ def test_a_block_that_is_gone_says_what_dropping_it_says() -> None:
         by_hand = lost(answers(ir.to_proto(model), probes), answers(network(), probes))
         assert point.loss == pytest.approx(by_hand, rel=1e-3)
         assert by_hand > 1e-3
+
+
+def patches(x: Floats) -> Floats:
+    """What a 3x3 Conv with padding 1 reads at every place of [n, c, h, w]: (n * h * w, c * 9)."""
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    return windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, x.shape[1] * 9)
+
+
+@pytest.mark.parametrize(("number", "maker", "source"), [(0, "stem", "x"), (1, "b0", "r0")])
+def test_the_layer_before_a_block_makes_up_for_it(number: int, maker: str, source: str) -> None:
+    """On maps of 4x4 every position is seen, so that the least squares can be written down here."""
+    net, small = network(size=(4, 4)), images()[:, :, :4, :4]
+    found = osc.sensitivity(net, data={"x": small}, ratios=(0.5,), only=("t0", "t1"))[f"Add 't{number}'"]
+    deciding, judging = open_source({"x": small}, osc.load(net)).split()
+    fit, probes = (np.concatenate([each["x"] for each in part]) for part in (deciding, judging))
+
+    inputs = fit.astype(np.float64) if source == "x" else answers(net, fit, source)
+    x, y = patches(inputs), answers(net, fit, f"t{number}")
+    y = y if number == 0 else y - answers(net, fit, "s0")  # the stream is the sum of the maker and what was there
+    y = y.transpose(0, 2, 3, 1).reshape(len(x), -1)
+    tensors = {tensor.name: tensor for tensor in net.graph.initializer}
+    start = numpy_helper.to_array(tensors[f"{maker}.w"]).astype(np.float64).reshape(8, -1).T
+    h = np.cov(x.T, bias=True)
+    c = (x - x.mean(axis=0)).T @ (y - y.mean(axis=0)) / len(x)
+    penalty = RIDGE * np.trace(h) / len(h)
+    solved = np.linalg.solve(h + penalty * np.eye(len(h)), c + penalty * start)
+    shift = y.mean(axis=0) - x.mean(axis=0) @ solved
+    shape = tuple(tensors[f"{maker}.w"].dims)
+    for name, array in ((f"{maker}.w", solved.T.reshape(shape)), (f"{maker}.b", shift)):
+        tensors[name].CopyFrom(numpy_helper.from_array(array.astype(np.float32), name))
+    model = ir.from_proto(net)
+    branch = branches_of(model, dict(concrete_shapes(model, {"x": small[:1]}).shape))[number]
+    drop(model, branch)
+    expected = answers(network(size=(4, 4)), probes)
+    by_hand = lost(answers(ir.to_proto(model), probes), expected)
+    assert found.mended
+    assert found.points[0].loss == pytest.approx(by_hand, rel=2e-3)
+    bare = osc.sensitivity(network(size=(4, 4)), data={"x": small}, ratios=(0.5,), only=("t0", "t1"), repair="none")
+    assert by_hand < bare[f"Add 't{number}'"].points[0].loss
+    assert not bare[f"Add 't{number}'"].mended
 
 
 def test_widths_on_the_grid() -> None:

@@ -72,6 +72,37 @@ def test_the_same_weights_lose_nothing_and_two_nodes_lose_together() -> None:
     assert tails.lost({second: (weights_of(second), own + bias)}) > 1e-3
 
 
+def test_what_is_made_within_a_body_is_not_looked_for_outside() -> None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    def branch(name: str, op: str) -> object:
+        nodes = [
+            helper.make_node(op, ["a"], [f"{name}_i"]),
+            helper.make_node("Add", [f"{name}_i", f"{name}_c"], [name]),
+        ]
+        out = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        one = numpy_helper.from_array(np.ones(4, np.float32), f"{name}_c")
+        return helper.make_graph(nodes, name, [], [out], [one])
+
+    flag = numpy_helper.from_array(np.array([0.0], np.float32), "nought")
+    weight = numpy_helper.from_array(RNG.normal(size=(6, 4)).astype(np.float32), "w")
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="matmul"),
+        helper.make_node("ReduceMax", ["x"], ["m"], keepdims=0),
+        helper.make_node("Squeeze", ["nought"], ["z"]),
+        helper.make_node("Greater", ["m", "z"], ["flag"]),
+        helper.make_node("If", ["flag"], ["y"], then_branch=branch("t", "Relu"), else_branch=branch("e", "Neg")),
+    ]
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, s]) for n, s in (("x", 6), ("y", 4))]
+    graph = helper.make_graph(nodes, "net", ports[:1], ports[1:], [flag, weight])
+    model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)).ir
+    node = next(each for each in model.graph if each.name == "matmul")
+    batches = [{"x": RNG.normal(size=(2, 6)).astype(np.float32)} for _ in range(4)]
+    tails = Tails(model, batches, [[node]])
+    assert tails.lost({node: (weights_of(node), np.zeros(4))}) < 1e-10
+    assert tails.lost({node: (0 * weights_of(node), np.zeros(4))}) > 0.1
+
+
 def test_boxes_do_not_hide_scores() -> None:
     boxes, scores = RNG.normal(size=(8, 4, 50)) * 300, RNG.uniform(size=(8, 6, 50))
     before = {"y": np.concatenate([boxes, scores], axis=1).astype(np.float32)}

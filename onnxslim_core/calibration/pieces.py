@@ -20,11 +20,12 @@ Swap = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def read_by(node: ir.Node) -> Iterable[ir.Value]:
-    """Values that a node reads, in its bodies too."""
+    """Values that a node reads, also those that its bodies capture; not what is made within them."""
     yield from (v for v in node.inputs if v is not None)
     for body in verbs.bodies(node):
-        for inner in verbs.all_nodes(body):
-            yield from (v for v in inner.inputs if v is not None)
+        nodes = list(verbs.all_nodes(body))
+        within = {body, *(inner.graph for inner in nodes)}
+        yield from (v for inner in nodes for v in inner.inputs if v is not None and verbs.owner_of(v) not in within)
 
 
 def cut_out(

@@ -61,13 +61,18 @@ class Tails:
 
         Args:
             swaps: Linear nodes that use other weights than their own.
-            zeroed: A value that is all zeros; it must be read by nodes of one set.
+            zeroed: A value that is all zeros; it must be read by nodes of one set, and where it is made behind the
+                swapped nodes only by an Add.
         """
         asked = [*swaps, *(node for node, _ in verbs.users_of(zeroed)[0])] if zeroed is not None else list(swaps)
         nodes, read = self._open(asked)
         inside = set(nodes)
         held = [self._walk.value(value) for value in read]
         held = [[np.zeros_like(a) for a in each] if v is zeroed else each for v, each in zip(read, held, strict=True)]
+        if zeroed is not None and zeroed.producer() in inside:
+            nodes = [node for node in nodes if node is not zeroed.producer()]
+            nought = np.zeros(1, np.float32 if zeroed.dtype is None else zeroed.dtype.numpy())
+            read, held = [*read, zeroed], [*held, [nought] * len(self._walk)]
         made = [v for v in self._outputs if v.producer() in inside]
         if not made:
             return self.own_answers()

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,9 @@ SHOWN = ("loss", "cosine", "top1", "metric")
 """Figures of a point that the table and the plot can show."""
 
 _FORMATS = ("png", "svg", "pdf")
-_NAMED = 12
+_REASONS = 5
+"""Reasons that the table shows."""
+_NAMED = 10
 """Curves that a plot names; the others are drawn pale."""
 
 
@@ -118,7 +121,7 @@ class Sensitivity:
                 table.add_column(f"-{100 * ratio:g} %", justify="right", no_wrap=True)
             for curve in groups:
                 size = f"{curve.channels} x {curve.unit}" if curve.unit > 1 else str(curve.channels)
-                table.add_row(escape(_short(curve.name)), size, *(self._cell(point, show) for point in curve.points))
+                table.add_row(escape(self._named(curve)), size, *(self._cell(point, show) for point in curve.points))
             console.print(table)
         blocks = [curve for curve in self.curves if curve.kind == "block"]
         if blocks:
@@ -128,15 +131,15 @@ class Sensitivity:
                 table.add_column(title, justify="right", no_wrap=True)
             for curve in blocks:
                 (point,) = curve.points
-                table.add_row(escape(_short(curve.name)), f"{100 * point.macs:.1f} %", self._cell(point, show))
+                table.add_row(escape(self._named(curve)), f"{100 * point.macs:.1f} %", self._cell(point, show))
             console.print(table)
         if not self.curves:
             console.print("nothing of this model can be asked about", highlight=False)
-        reasons: dict[str, int] = {}
-        for reason in self.skipped.values():
-            reasons[reason] = reasons.get(reason, 0) + 1
-        for reason, count in reasons.items():
+        reasons = Counter(self.skipped.values())
+        for reason, count in reasons.most_common(_REASONS):
             console.print(f"  {count} group{'s' if count > 1 else ''} left out: {escape(reason)}", highlight=False)
+        if len(reasons) > _REASONS:
+            console.print(f"  {len(reasons) - _REASONS} more reasons: --json", highlight=False)
         if self.baseline is not None:
             console.print(f"metric of the model as it is: {self.baseline:.6g}", highlight=False)
         for warning in self.warnings:
@@ -146,6 +149,13 @@ class Sensitivity:
         how += f"; decided on {self.decided_on}, measured on {self.measured_on} samples of {self.data}"
         known = f", {self.from_cache} of {len(self.curves)} known from before" if self.from_cache else ""
         console.print(escape(f"{how}; {self.seconds:.1f} s{known}"), highlight=False, style="dim")
+
+    def _named(self, curve: LossCurve) -> str:
+        """The name, with what was done otherwise than asked."""
+        asked = self.question
+        odd = [curve.criterion] if curve.criterion not in ("", asked.criterion) else []
+        odd += ["not mended"] if not curve.mended and asked.repair != "none" else []
+        return _short(curve.name) + (f" ({', '.join(odd)})" if odd else "")
 
     def _cell(self, point: Point, show: str) -> str:
         if not point.removed:
@@ -183,6 +193,7 @@ class Sensitivity:
             style = {"label": _short(curve.name)} if curve in named else {"color": "0.8", "zorder": 1}
             left.plot(*zip(*pairs, strict=True), marker=".", **style) if pairs else None
         left.set_xlabel("share of the channels that went")
+        left.set_xlim(0, 1)
         left.set_ylabel(_TITLES[show])
         left.set_title(f"{self.model}, criterion {self.question.criterion}, repair {self.question.repair}")
         if named:
@@ -241,5 +252,5 @@ def _drawn(point: Point, show: str) -> float:
 
 def _short(name: str, length: int = 40) -> str:
     """The end of a node's name, which tells more than its beginning."""
-    name = name.partition(" '")[2].removesuffix("'") if " '/" in name else name
+    name = name.partition(" '")[2].replace("'", "") if " '/" in name else name
     return name if len(name) <= length else "…" + name[1 - length :]
