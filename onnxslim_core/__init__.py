@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from onnxslim_core.lock import Applied, Lock, apply
     from onnxslim_core.model import Model, load, save
+    from onnxslim_core.pareto import Front, pareto
     from onnxslim_core.pipeline import Result, compress
     from onnxslim_core.recipe import Budget, Recipe, load_budget
     from onnxslim_core.report import Report
@@ -41,6 +42,7 @@ __all__ = [
     "Budget",
     "BudgetError",
     "DataError",
+    "Front",
     "InternalError",
     "InvalidModel",
     "Lock",
@@ -64,6 +66,7 @@ __all__ = [
     "inspect",
     "load",
     "load_budget",
+    "pareto",
     "save",
     "sensitivity",
 ]
@@ -77,6 +80,7 @@ _HOMES = {
     ),
     "lock": ("Applied", "Lock", "apply"),
     "model": ("Model", "load", "save"),
+    "pareto": ("Front", "pareto"),
     "pipeline": ("Result", "compress"),
     "recipe": ("Budget", "Recipe", "load_budget"),
     "report": ("Report",),

@@ -17,6 +17,7 @@ ORDER = (
     ("__main__",),
     ("cli",),
     ("demo",),
+    ("pareto",),
     ("pipeline", "verdict"),
     ("recipe",),
     ("passes",),

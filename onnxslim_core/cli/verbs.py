@@ -148,6 +148,10 @@ def inspect(
 @click.option("--report", metavar="R.json", help="Write the report here.")
 @click.option("--lock", metavar="F.lock", help="Write what was decided here, for `apply`.  [default: OUT.lock]")
 @click.option("--no-lock", is_flag=True, help="Write no lock.")
+@click.option(
+    "--pareto", is_flag=True, help="Run at several targets; write OUT-1, OUT-2, ...: what no other run beats."
+)
+@click.option("--targets", metavar="T,T,...", help="For --pareto.  [default: 0.9,0.8,0.7,0.6,0.5,0.4]")
 @click.option("--no-verify", is_flag=True, help="Do not run the models to compare them.")
 @click.option("--no-latency", is_flag=True, help="Do not measure time.")
 @click.option("--allow-code", is_flag=True, help="Let the recipe run the code it names (file.py:function).")
@@ -161,34 +165,37 @@ def compress(shell: Shell, model: str, output: str, report: str | None, **option
     """
     data = options["data"]
     # the model itself may be the target: it is replaced only when the result is whole
+    if options["targets"] is not None and not options["pareto"]:
+        raise RecipeError("--targets is for --pareto")
     lock = _lock_beside(output, options["lock"], options["no_lock"])
     check_targets(output, report, lock, sources=(options["recipe"], options["budget"], data))
     check_targets(report, lock, sources=(model,))
     recipe = _chosen_recipe(options["recipe"], options["preset"], options["settings"])
-    from onnxslim_core.pipeline import compress_file
     from onnxslim_core.recipe import load_budget
 
-    budget = load_budget(options["budget"]) if options["budget"] else None
     shapes, values = _parsed(options["shapes"], options["values"])
+    common: dict[str, Any] = {
+        "data": data,
+        "budget": load_budget(options["budget"]) if options["budget"] else None,
+        "shapes": shapes,
+        "values": values,
+        "metric": options["metric"],
+        "verify": not options["no_verify"],
+        "measure_latency": not options["no_latency"],
+        **{name: options[name] for name in ("allow_code", "keep_feedable", "external_data_root")},
+    }
+    if options["pareto"]:
+        from onnxslim_core.cli.fronts import targets_of, write_front
+
+        if options["lock"] is not None:
+            raise RecipeError("--lock names one file, and --pareto writes several", "each gets its own beside it")
+        targets = targets_of(options["targets"])
+        return write_front(shell, model, output, recipe, targets, lock is not None, report=report, **common)
+    from onnxslim_core.pipeline import compress_file
+
     with shell.progress() as tell:
         result = compress_file(
-            model,
-            output,
-            recipe,
-            lock=lock,
-            data=data,
-            budget=budget,
-            shapes=shapes,
-            values=values,
-            metric=options["metric"],
-            verify=not options["no_verify"],
-            measure_latency=not options["no_latency"],
-            allow_code=options["allow_code"],
-            keep_feedable=options["keep_feedable"],
-            external_data_root=options["external_data_root"],
-            threads=shell.threads,
-            seed=shell.seed,
-            progress=tell,
+            model, output, recipe, lock=lock, threads=shell.threads, seed=shell.seed, progress=tell, **common
         )
     if report is not None:
         result.report.save(report)
