@@ -65,12 +65,18 @@ class Mended:
     lost: float
 
 
-def mended(options: Options, choice: Choice) -> Mended:
+def mended(options: Options, choice: Choice, repair: str | None = None) -> Mended:
     """What a plan comes to: the classes that go, and the weights of every reader solved anew, one after the other.
 
     The copy on which this is found keeps its full widths. What goes has rows of zeros, and which channels these
     are is decided only when their reader is reached, on what it reads by then.
+
+    Args:
+        options: The units.
+        choice: A row of each.
+        repair: In place of the one that is asked for.
     """
+    repair = options.demand.repair if repair is None else repair
     work = options.model.clone()
     widths, branches, ranks = _chosen(options, choice)
     for branch in in_copy(work, branches):
@@ -84,7 +90,7 @@ def mended(options: Options, choice: Choice) -> Mended:
     for width in widths:
         readers = readers_of(options.channels, width.group, options.consumers)
         assert not isinstance(readers, str)
-        late = len(readers) == 1 and options.demand.criterion not in MEASURED and options.demand.repair != "none"
+        late = len(readers) == 1 and options.demand.criterion not in MEASURED and repair != "none"
         if late:
             at_once[str(readers[0].node.name)] = width.group, readers[0], len(width.classes)
             continue
@@ -109,7 +115,7 @@ def mended(options: Options, choice: Choice) -> Mended:
     nodes = [*at_once, *rows, *_last_layers(options)]
     more, targets = _around(options, branches)
     nodes += more
-    if options.demand.repair == "none":
+    if repair == "none":
         for node in work.graph:
             if (used := rows.get(str(node.name))) is not None:
                 put_weights(work, node, weights_of(node) * used[:, None], _own_bias(node))
@@ -122,7 +128,7 @@ def mended(options: Options, choice: Choice) -> Mended:
         list(dict.fromkeys(nodes)),
         seed=options.context.seed,
         threads=options.context.threads,
-        repair=options.demand.repair,
+        repair=repair,
         ridge=options.ridge,
         targets=targets,
         stays=stays,
@@ -224,7 +230,7 @@ def carry_out(options: Options, best: Mended, shown: dict[str, Any]) -> Change:
     if ranks:
         count = split_layers(options.model, ranks, reference, options.all, options.context, options.demand.repair)
         shown = {**shown, "split": count, "measured_loss": options.lost(options.model)}
-    what = f"remove {len(best.classes)} channels in all, repair {options.demand.repair}"
+    what = f"remove {len(best.classes)} channels in all, repair {options.demand.repair if best.weights else 'none'}"
     what = f"split {len(ranks)} layers and {what}" if ranks else what
     what = f"drop {len(branches)} blocks and {what}" if branches else what
     details = {"macs_ratio": macs / max(options.channels.macs(), 1), **shown} if not branches else shown

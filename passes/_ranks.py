@@ -101,6 +101,10 @@ def rank_rows(node: ir.Node, moments: Moments, tails: Tails, channels: ChannelGr
     return rows
 
 
+def _macs(offer: Offer) -> int:
+    return offer.macs
+
+
 def _front(found: Sequence[Offer]) -> list[Offer]:
     """Offers of all forms that no other beats, dear to cheap."""
     kept: list[Offer] = []
@@ -178,9 +182,11 @@ def split_layers(
             cheaper = [o for o in offers(node, seen[node], x, y, forms=(each.offer.form,)) if o.macs < full]
         except ValueError:
             continue
-        if cheaper:
-            off = [abs(offer.macs - each.share * full) for offer in cheaper]
-            done.append(str(split(model, node, cheaper[int(np.argmin(off))])[-1].name))
+        # the dearest that is within the plan's share, so that a target holds
+        within = [offer for offer in cheaper if offer.macs <= each.share * full] or cheaper[-1:]
+        if within:
+            best = max(within, key=_macs)
+            done.append(str(split(model, node, best)[-1].name))
     if done and repair != "none":
         kept = kept_of(model)
         Refit(reference, model, batches, kept, done, seed=context.seed, threads=context.threads, repair=repair).run(

@@ -32,6 +32,7 @@ from onnxslim_core.measure.session import open_session, run
 from onnxslim_core.model import wrap
 from onnxslim_core.repair.least_squares import solve
 from onnxslim_core.rewrite import Change, Context, Sample
+from onnxslim_core.search.bypass import Bypass, bypass_of, rows_of
 from onnxslim_core.search.plan import Row, Unit
 from onnxslim_core.search.widths import Limits
 
@@ -117,6 +118,7 @@ class Options:
         self.units: list[Unit] = []
         self.homes: list[Group | Branch | ir.Node] = []
         self.branches: list[Branch] = []
+        self._bypasses: dict[Branch, tuple[Bypass, Moments]] = {}
         if "gone" in demand.forms:
             shapes = dict(channels.flow.shapes.shape)
             self.branches = [b for b in branches_of(self.model, shapes) if not _named(b.nodes, demand.ignored)]
@@ -149,7 +151,10 @@ class Options:
                 self.refuse(group.name, f"prune {group.width} channels", "readers_solvable", found)
             elif "width" in self.demand.forms:
                 asked.append((min(order[each.node] for each, _ in found), number, group))
-        asked += [(order[branch.add], number, branch) for number, branch in enumerate(self.branches)]
+        self._find_bypasses()
+        for number, branch in enumerate(self.branches):
+            bypass, _ = self._bypasses.get(branch, (None, None))
+            asked.append((order[branch.add if bypass is None else bypass.maker], number, branch))
         if "rank" in self.demand.forms:
             layers = layers_for_ranks(self.model, self._moments)
             asked += [(order[n], i, n) for i, n in enumerate(layers) if not _named([n], self.demand.ignored)]
@@ -159,7 +164,9 @@ class Options:
         def nodes_of(number: int, what: Group | Branch | ir.Node) -> list[ir.Node]:
             if isinstance(what, Group):
                 return [each.node for each, _ in mine[number]]
-            return [what.add] if isinstance(what, Branch) else [what]
+            if isinstance(what, Branch):
+                return [what.add, *([self._bypasses[what][0].maker] if what in self._bypasses else [])]
+            return [what]
 
         sets = [nodes_of(number, what) for _, number, what in asked]
         self.tails = Tails(self.model, self.probe, sets, context.threads)
@@ -226,8 +233,23 @@ class Options:
             {each.node: _solved_without(each, moments, classes, self.ridge) for each, moments in readers}
         )
 
+    def _find_bypasses(self) -> None:
+        """The layers that can take over what a branch does to its stream, with what they read and should answer."""
+        shapes = self.channels.flow.shapes.shape
+        found = {branch: bypass_of(branch, shapes) for branch in self.branches}
+        mends = self.demand.repair != "none"
+        known = {branch: bypass for branch, bypass in found.items() if bypass is not None and mends}
+        context = self.context
+        moments = rows_of(self.model, self.fit, list(known.values()), seed=context.seed, threads=context.threads)
+        self._bypasses = {b: (bypass, m) for (b, bypass), m in zip(known.items(), moments, strict=True)}
+
     def _gone(self, branch: Branch) -> list[Row]:
-        loss = self.tails.lost({}, zeroed=branch.result)
+        """A branch that goes, with the layer before it solved anew so that it takes over, where there is one."""
+        swaps: dict[ir.Node, Swap] = {}
+        if branch in self._bypasses:
+            bypass, moments = self._bypasses[branch]
+            swaps[bypass.maker] = solve(moments, weights_of(bypass.maker), self.ridge)
+        loss = self.tails.lost(swaps, zeroed=branch.result)
         return [Row("keep", 0.0, 1.0), Row("gone", loss, 0.0, branch)]
 
 
