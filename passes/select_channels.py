@@ -40,7 +40,8 @@ from onnxslim_core.repair.table import REPAIRS
 from onnxslim_core.rewrite import Change, Context, Edit, Kind
 from onnxslim_core.search.grid import kept_classes
 
-from ._select import GUARDS, Clock, Place, Selection, places_of, refusal_of
+from ._select import GUARDS, Place, Selection, places_of, refusal_of
+from ._select_clock import Clock
 
 __all__ = ["SelectChannels"]
 

@@ -27,7 +27,8 @@ from onnxslim_core.graph import label_of
 from onnxslim_core.rewrite import Change, Context, Edit, Kind
 from onnxslim_core.search.grid import kept_classes
 
-from ._select import GUARDS, Clock, Guard, Place, Selection, places_of, refusal_of
+from ._select import GUARDS, Guard, Place, Selection, places_of, refusal_of
+from ._select_clock import Clock
 
 __all__ = ["SelectIdle"]
 
