@@ -33,10 +33,10 @@ def test_two_set_up_commands() -> None:
 
 def test_every_verb_shown_exists() -> None:
     """Every `onnxslim-core VERB` and `--option` of the README is known to the command line."""
-    from onnxslim_core.cli import verbs
+    from onnxslim_core.cli import sensitivity, verbs
     from onnxslim_core.cli.frame import group
 
-    assert verbs
+    assert verbs and sensitivity
     shown = re.findall(r"^(?:.*/bin/|    |)onnxslim-core (\w+)([^#\n]*(?:\n    --[^\n]*)?)", README, re.MULTILINE)
     assert len(shown) >= 8
     for name, rest in shown:
