@@ -70,7 +70,7 @@ def write(model: ir.Model, put: Put = embed, *, skip: Collection[int] = ()) -> o
 
 def write_node(node: ir.Node) -> onnx.NodeProto:
     """The proto of one node with its bodies and their weights, where onnx_ir's serializer raises on what is carried."""
-    proto = onnx.NodeProto()
+    proto = onnx.NodeProto(**_plain_fields(node))
     _Writer(embed, _DEVICES_SINCE).node(proto, node)
     return proto
 
@@ -116,7 +116,7 @@ class _Writer:
                 if value.metadata_props or value.doc_string:
                     self.value(proto.value_info.add(), value)
         for node in graph:
-            self.node(proto.node.add(), node)
+            self.node(proto.node.add(**_plain_fields(node)), node)
             for value in node.outputs:
                 self.annotation(proto, value)
                 if not value.is_graph_output() and _says_something(value):
@@ -153,18 +153,12 @@ class _Writer:
         entries_into(proto.metadata_props, value.metadata_props)
 
     def node(self, proto: onnx.NodeProto, node: ir.Node) -> None:
-        proto.op_type = node.op_type
-        if node.domain:
-            proto.domain = node.domain
-        if node.name:
-            proto.name = node.name
+        """Write what `_plain_fields` left."""
         if node.overload:
             proto.overload = node.overload
         if node.doc_string is not None:
             proto.doc_string = node.doc_string
         entries_into(proto.metadata_props, node.metadata_props)
-        proto.input.extend("" if v is None else _name(v) for v in node.inputs)
-        proto.output.extend(v.name or "" for v in node.outputs)
         for attr in node.attributes.values():
             self.attribute(proto.attribute.add(), attr)
         if self.ir_version >= _DEVICES_SINCE:
@@ -217,7 +211,7 @@ class _Writer:
             else:
                 self.attribute(proto.attribute_proto.add(), attr)
         for node in function:
-            self.node(proto.node.add(), node)
+            self.node(proto.node.add(**_plain_fields(node)), node)
         values = [*function.inputs, *(v for node in function for v in node.outputs)]
         infos = [onnx.ValueInfoProto() for _ in filter(_says_something, values)]
         for info, value in zip(infos, filter(_says_something, values), strict=True):
@@ -228,6 +222,20 @@ class _Writer:
 _OWN_KINDS = (
     ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSOR, ir.AttributeType.TENSORS,
 )  # fmt: skip
+
+
+def _plain_fields(node: ir.Node) -> dict[str, Any]:
+    """The fields that nearly every node has; a proto that is made with them takes a third of the time."""
+    found: dict[str, Any] = {
+        "op_type": node.op_type,
+        "input": ["" if v is None else _name(v) for v in node.inputs],
+        "output": [v.name or "" for v in node.outputs],
+    }
+    if node.domain:
+        found["domain"] = node.domain
+    if node.name:
+        found["name"] = node.name
+    return found
 
 
 def _name(value: ir.Value) -> str:

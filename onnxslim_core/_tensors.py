@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxslim_core._wellformed import quote
 from onnxslim_core.errors import InvalidModel
+from onnxslim_core.graph import bodies
 
 __all__ = [
     "SparseTensor",
@@ -149,7 +150,7 @@ def buffer_of(tensor: ir.TensorProtocol) -> memoryview:
     raw = tensor.raw if isinstance(tensor, (ir.Tensor, ir.PackedTensor)) else None
     if not isinstance(raw, np.ndarray) or sys.byteorder != "little":
         return memoryview(tensor.tobytes())
-    as_stored = isinstance(tensor, ir.PackedTensor) or (tensor.dtype.bitwidth >= 8 and raw.nbytes == tensor.nbytes)
+    as_stored = isinstance(tensor, ir.PackedTensor) or 8 * raw.itemsize == tensor.dtype.bitwidth
     if as_stored and raw.dtype.isnative and raw.flags.c_contiguous:
         return raw.reshape(-1).view(np.uint8).data
     return memoryview(tensor.tobytes())
@@ -162,7 +163,7 @@ def header(tensor: ir.TensorProtocol, name: str, proto: onnx.TensorProto) -> Non
     if tensor.doc_string:
         proto.doc_string = tensor.doc_string
     proto.data_type = tensor.dtype.value
-    proto.dims.extend(int(d) for d in tensor.shape.numpy())
+    proto.dims.extend(tensor.shape.numpy())
     entries_into(proto.metadata_props, tensor.metadata_props)
 
 
@@ -210,13 +211,8 @@ def graphs_of(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
         graph = pending.pop()
         yield graph
         for node in graph:
-            for attr in node.attributes.values():
-                if attr.is_ref():
-                    continue
-                if attr.type == ir.AttributeType.GRAPH:
-                    pending.append(attr.value)
-                elif attr.type == ir.AttributeType.GRAPHS:
-                    pending.extend(attr.value)
+            if node.attributes.data:
+                pending.extend(bodies(node))
 
 
 def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
@@ -225,12 +221,11 @@ def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
         if isinstance(graph, ir.Graph):
             yield from (v.const_value for v in graph.initializers.values() if v.const_value is not None)
         for node in graph:
-            for attr in node.attributes.values():
-                if attr.is_ref():
-                    continue
-                if attr.type == ir.AttributeType.TENSOR:
+            for attr in node.attributes.data.values():
+                kind = attr.type
+                if kind is ir.AttributeType.TENSOR and not attr.is_ref():
                     yield attr.value
-                elif attr.type == ir.AttributeType.TENSORS:
+                elif kind is ir.AttributeType.TENSORS and not attr.is_ref():
                     yield from attr.value
 
 

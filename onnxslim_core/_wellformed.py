@@ -90,6 +90,8 @@ def quote(name: str | bytes, limit: int = 80) -> str:
     if isinstance(name, bytes):
         name = name.decode("utf-8", "replace")
     text = name if len(name) <= limit else f"{name[: limit - 3]}..."
+    if text.isprintable():
+        return f"'{text}'"
     return "'" + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text) + "'"
 
 

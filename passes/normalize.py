@@ -157,16 +157,19 @@ def _trim(node: ir.Node, opset: int) -> bool:
     """Let go of trailing absent inputs and of optional outputs that nobody reads; True where something changed."""
     if not is_op(node, node.op_type) or node.overload:
         return False
-    before = len(node.inputs), [v.name for v in node.outputs]
+    changed = False
     while node.inputs and node.inputs[-1] is None:
         node.resize_inputs(len(node.inputs) - 1)
-    optional = _optional_outputs(node, opset)
-    for index, value in enumerate(node.outputs):
-        if index in optional and value.name and not value.uses() and not value.is_graph_output():
-            value.name = ""
+        changed = True
+    idle = [index for index, v in enumerate(node.outputs) if v.name and not v.uses() and not v.is_graph_output()]
+    optional = _optional_outputs(node, opset) if idle else set()
+    for index in optional.intersection(idle):
+        node.outputs[index].name = ""
+        changed = True
     while len(node.outputs) > 1 and not node.outputs[-1].name and not node.outputs[-1].uses():
         node.resize_outputs(len(node.outputs) - 1)
-    return before != (len(node.inputs), [v.name for v in node.outputs])
+        changed = True
+    return changed
 
 
 def _optional_outputs(node: ir.Node, opset: int) -> set[int]:

@@ -91,6 +91,7 @@ class _Work:
         self._trusted: set[ir.Value] = set()
         self._pending = list(self.nodes)
         self._protos = {node: _bare(write_node(node)) for node in self.nodes}
+        self._types: dict[Any, onnx.TypeProto] = {}
         self._collect()
 
     # --- what is known from the start
@@ -215,8 +216,9 @@ class _Work:
             return None if shape is None else [_shape_or_size(node, shape)]
         if not node.inputs:
             return None
-        if any(v is not None and v not in self.found.value for v in node.inputs):
-            return None
+        for operand in node.inputs:
+            if operand is not None and operand not in self.found.value:
+                return None
         if bool(bodies(node)):
             return None
         return evaluate(node, [None if v is None else self.found.value[v] for v in node.inputs], self.opset)
@@ -246,17 +248,25 @@ class _Work:
             array = self.found.value.get(value)
             if array is None and value.is_initializer() and value.is_graph_input() and name not in self.sample:
                 array = _small_default(value)
-            if array is not None:
+            if array is not None and _tells_shapes(value, array):
                 graph.initializer.append(_tensor(name, array, self.found.dtype[value]))
-            elif value.producer() is None or is_op(value.producer(), "Constant") or value in self._captured:
+            elif array is not None or _is_given(value) or value in self._captured:
                 info = graph.input.add(name=name)
                 if value in self._not_tensors and value.type is not None:
                     ir.serde.serialize_type_into(info.type, value.type)
                     continue
-                _describe_tensor(info, self.found.dtype.get(value), self.found.shape.get(value))
+                info.type.CopyFrom(self._type(self.found.dtype.get(value), self.found.shape.get(value)))
             elif value in self._trusted and value in self.found.dtype:
                 info = graph.value_info.add(name=name)
-                _describe_tensor(info, self.found.dtype[value], self.found.shape[value])
+                info.type.CopyFrom(self._type(self.found.dtype[value], self.found.shape[value]))
+
+    def _type(self, dtype: ir.DataType | None, shape: tuple[int, ...] | None) -> onnx.TypeProto:
+        """One proto for all tensors of a type and shape."""
+        found = self._types.get((dtype, shape))
+        if found is None:
+            found = self._types[dtype, shape] = onnx.TypeProto()
+            _describe_tensor(found.tensor_type, dtype, shape)
+        return found
 
     def _read(self, graph: onnx.GraphProto) -> None:
         for info in graph.value_info:
@@ -272,8 +282,11 @@ class _Work:
             tensor = info.type.tensor_type
             if tensor.elem_type:
                 self.found.dtype[value] = ir.DataType(tensor.elem_type)
-            if tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
-                self.found.shape[value] = tuple(d.dim_value for d in tensor.shape.dim)
+            if not tensor.HasField("shape"):
+                continue
+            sizes = [d.dim_value for d in tensor.shape.dim if d.HasField("dim_value")]
+            if len(sizes) == len(tensor.shape.dim):
+                self.found.shape[value] = tuple(sizes)
 
     # --- one run, for the rest
 
@@ -327,8 +340,17 @@ def _tensor(name: str, array: np.ndarray, dtype: ir.DataType) -> onnx.TensorProt
     return ir.serde.serialize_tensor(ir.tensor(np.ascontiguousarray(array), dtype=dtype, name=name))
 
 
-def _describe_tensor(info: onnx.ValueInfoProto, dtype: ir.DataType | None, shape: Iterable[int] | None) -> None:
-    tensor = info.type.tensor_type
+def _is_given(value: ir.Value) -> bool:
+    """True for what no node computes."""
+    return value.producer() is None or is_op(value.producer(), "Constant")
+
+
+def _tells_shapes(value: ir.Value, array: np.ndarray) -> bool:
+    """True where inference may want to know the content: floats only say how an image is resized, or are one number."""
+    return array.dtype.kind not in "fcV" or array.size <= 1 or any(use.node.op_type in _RESIZES for use in value.uses())
+
+
+def _describe_tensor(tensor: onnx.TypeProto.Tensor, dtype: ir.DataType | None, shape: Iterable[int] | None) -> None:
     tensor.elem_type = int(dtype or ir.DataType.UNDEFINED)
     if shape is not None:
         tensor.shape.SetInParent()
@@ -379,6 +401,8 @@ def _add_tap(graph: ir.Graph, value: ir.Value, index: int) -> str:
     graph.outputs.append(tap)
     return tap.name
 
+
+_RESIZES = ("Resize", "Upsample")
 
 _TYPES = {f"tensor({kind.name.lower()})": kind for kind in ir.DataType}
 """onnxruntime's names of tensor types."""
