@@ -24,6 +24,7 @@ import onnx_ir as ir
 from onnxslim_core.channels.boxes import inner, whole
 from onnxslim_core.channels.groups import ChannelGraph, Group, analyse
 from onnxslim_core.channels.idle import Idle, Known, find_idle, idle_weight, remove_idle_classes
+from onnxslim_core.channels.spotless import is_spotless
 from onnxslim_core.errors import RecipeError, UnsupportedModel
 from onnxslim_core.graph import all_nodes
 from onnxslim_core.ops.table import makes_channels
@@ -90,7 +91,7 @@ class RemoveIdle:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Alternate both views of heads and groups until neither finds anything, then ask where idle weight is."""
-        if not self.override and not any(map(makes_channels, all_nodes(model.graph))):
+        if not self.override and (not any(map(makes_channels, all_nodes(model.graph))) or is_spotless(model)):
             return []
         sample = context.samples[0] if context.samples else None
         changes: list[Change] = []
