@@ -25,7 +25,7 @@ from ._evaluate import evaluate
 __all__ = ["GUARDS", "Guard", "Place", "Selection", "places_of", "refusal_of"]
 
 _ELEMENTWISE = (
-    *("Add", "Celu", "Clip", "Div", "Dropout", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "Identity"),
+    *("Add", "Celu", "Clip", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "Identity"),
     *("LeakyRelu", "Mish", "Mul", "PRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sub", "Swish", "Tanh"),
 )
 """Operators that treat every element by itself, with the element of a constant that it meets."""
