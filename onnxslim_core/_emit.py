@@ -71,7 +71,7 @@ def write(model: ir.Model, put: Put = embed, *, skip: Collection[int] = ()) -> o
 def write_node(node: ir.Node) -> onnx.NodeProto:
     """The proto of one node with its bodies and their weights, where onnx_ir's serializer raises on what is carried."""
     proto = onnx.NodeProto(**_plain_fields(node))
-    _Writer(embed, _DEVICES_SINCE).node(proto, node)
+    _EMBEDDING.node(proto, node)
     return proto
 
 
@@ -218,6 +218,9 @@ class _Writer:
             self.value(info, value)
         return infos
 
+
+_EMBEDDING = _Writer(embed, _DEVICES_SINCE)
+"""Writes single nodes; it holds nothing."""
 
 _OWN_KINDS = (
     ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSOR, ir.AttributeType.TENSORS,

@@ -46,6 +46,7 @@ class Facts:
         self._inference = Inference(model)
         self._plain: dict[tuple[int, tuple[int, ...]], onnx.TypeProto] = {}
         self._sizes: dict[int, tuple[onnx.TypeProto, tuple[Dim, ...] | None]] = {}
+        self._settled: dict[int, onnx.TypeProto] = {}
         self.enter(model.graph, trusted=True)
 
     # Reading
@@ -192,10 +193,13 @@ class Facts:
 
     def _named(self, node: ir.Node, kind: onnx.TypeProto) -> onnx.TypeProto:
         """Give tokens to the sizes that inference left open, and open those that it may have got wrong."""
+        if id(kind) in self._settled and node.op_type not in _POOLS:
+            return kind
         if not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
             return kind
         doubtful = is_op(node, *_POOLS) and bool(attribute(node, "ceil_mode", 0))
         if not doubtful and all(_is_settled(d) for d in kind.tensor_type.shape.dim):
+            self._settled[id(kind)] = kind  # kept, so that its id stays its own
             return kind
         named = onnx.TypeProto()
         named.CopyFrom(kind)

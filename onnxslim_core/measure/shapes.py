@@ -269,24 +269,22 @@ class _Work:
         return found
 
     def _read(self, graph: onnx.GraphProto) -> None:
+        seen: dict[bytes, tuple[bool, ir.DataType | None, tuple[int, ...] | None]] = {}
         for info in graph.value_info:
             value = self.values.get(info.name)
             if value is None or value in self.found.value:
                 continue
-            kind = info.type.WhichOneof("value")
-            if kind is None:
-                continue
-            if kind != "tensor_type":
+            key = info.type.SerializeToString()
+            found = seen.get(key)
+            if found is None:
+                found = seen[key] = _parsed(info.type)
+            is_tensor, dtype, shape = found
+            if not is_tensor:
                 self._not_tensors.add(value)
-                continue
-            tensor = info.type.tensor_type
-            if tensor.elem_type:
-                self.found.dtype[value] = ir.DataType(tensor.elem_type)
-            if not tensor.HasField("shape"):
-                continue
-            sizes = [d.dim_value for d in tensor.shape.dim if d.HasField("dim_value")]
-            if len(sizes) == len(tensor.shape.dim):
-                self.found.shape[value] = tuple(sizes)
+            if dtype is not None:
+                self.found.dtype[value] = dtype
+            if shape is not None:
+                self.found.shape[value] = shape
 
     # --- one run, for the rest
 
@@ -338,6 +336,17 @@ def _tensor(name: str, array: np.ndarray, dtype: ir.DataType) -> onnx.TensorProt
     if array.dtype.kind in "biuf":
         return numpy_helper.from_array(np.asarray(array), name)
     return ir.serde.serialize_tensor(ir.tensor(np.ascontiguousarray(array), dtype=dtype, name=name))
+
+
+def _parsed(kind: onnx.TypeProto) -> tuple[bool, ir.DataType | None, tuple[int, ...] | None]:
+    """Whether this may be a tensor, its element type, and its sizes where all are known."""
+    held = kind.WhichOneof("value")
+    if held != "tensor_type":
+        return held is None, None, None
+    tensor = kind.tensor_type
+    sizes = [d.dim_value for d in tensor.shape.dim if d.HasField("dim_value")]
+    whole = tensor.HasField("shape") and len(sizes) == len(tensor.shape.dim)
+    return True, ir.DataType(tensor.elem_type) if tensor.elem_type else None, tuple(sizes) if whole else None
 
 
 def _is_given(value: ir.Value) -> bool:
