@@ -171,7 +171,7 @@ def split_layers(
     weights = {node: found[1] for node in nodes if (found := weight_of(node)) is not None}
     seen = dict(gather(model, batches, weights, seed=context.seed, threads=context.threads))
     shapes = concrete_shapes(model, context.samples[0])
-    done = []
+    done, spare = list[str](), 0.0
     for node, each in nodes.items():
         if node not in seen:
             continue
@@ -182,10 +182,12 @@ def split_layers(
             cheaper = [o for o in offers(node, seen[node], x, y, forms=(each.offer.form,)) if o.macs < full]
         except ValueError:
             continue
-        # the dearest that is within the plan's share, so that a target holds
-        within = [offer for offer in cheaper if offer.macs <= each.share * full] or cheaper[-1:]
+        # the dearest within the plan's share, and what one layer leaves of it goes to the next, so that a target holds
+        share = each.share * full + spare
+        within = [offer for offer in cheaper if offer.macs <= share] or cheaper[-1:]
         if within:
             best = max(within, key=_macs)
+            spare = share - best.macs
             done.append(str(split(model, node, best)[-1].name))
     if done and repair != "none":
         kept = kept_of(model)

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxslim_core.calibration.answers import answers_of
 from onnxslim_core.calibration.batches import stacked
 from onnxslim_core.calibration.consumers import Consumer, consumers_of, readers_of, weights_of
 from onnxslim_core.calibration.diversity import advised_ridge, halves
@@ -28,8 +29,6 @@ from onnxslim_core.channels.groups import ChannelGraph, Group
 from onnxslim_core.criteria.curves import Setting
 from onnxslim_core.criteria.table import MEASURED, curve_of
 from onnxslim_core.graph import label_of
-from onnxslim_core.measure.session import open_session, run
-from onnxslim_core.model import wrap
 from onnxslim_core.repair.least_squares import solve
 from onnxslim_core.rewrite import Change, Context, Sample
 from onnxslim_core.search.bypass import Bypass, bypass_of, rows_of
@@ -38,7 +37,7 @@ from onnxslim_core.search.widths import Limits
 
 from ._ranks import layers_for_ranks, rank_rows
 
-__all__ = ["ALLOCATIONS", "FORMS", "Demand", "Options", "Width"]
+__all__ = ["ALLOCATIONS", "FORMS", "Demand", "Options", "Width", "set_apart"]
 
 ALLOCATIONS = ("uniform", "global", "macs", "latency", "sensitivity")
 FORMS = ("width", "gone", "rank")
@@ -110,7 +109,7 @@ class Options:
     def __init__(self, channels: ChannelGraph, groups: Sequence[Group], demand: Demand, context: Context) -> None:
         self.channels, self.groups, self.demand, self.context = channels, groups, demand, context
         self.model = channels.flow.model
-        fit, probe = _set_apart(context)
+        fit, probe = set_apart(context)
         self.ridge = advised_ridge(context.origins, max((group.width for group in groups), default=1))
         self.fit, self.probe = stacked(self.model, fit), stacked(self.model, probe)
         self.all = stacked(self.model, context.samples)
@@ -130,8 +129,7 @@ class Options:
 
     def lost(self, model: ir.Model) -> float:
         """What a model loses on the probes: squared error of its answers over their variance."""
-        session = open_session(wrap(model), threads=self.context.threads)
-        return self.tails.answers().lost([run(session, batch) for batch in self.probe])
+        return self.tails.answers().lost(answers_of(model, self.probe, self.context.threads))
 
     def refuse(self, where: str, action: str, guard: str, reason: str) -> None:
         self.refused.append(Change(self.demand.name, (where,), action, reason=reason, guard=guard))
@@ -266,7 +264,7 @@ def _named(nodes: Sequence[ir.Node], globs: Sequence[str]) -> bool:
     return any(fnmatchcase(str(node.name), glob) for node in nodes for glob in globs)
 
 
-def _set_apart(context: Context) -> tuple[list[Sample], list[Sample]]:
+def set_apart(context: Context) -> tuple[list[Sample], list[Sample]]:
     """Samples to solve with, and others to measure what is lost, of other origins: at most a fifth."""
     samples = context.samples
     share = min(_PROBES / len(samples), 0.2)

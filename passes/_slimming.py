@@ -38,6 +38,8 @@ _NEAR = 1.5
 """A plan that is predicted to lose more than so many times the best is not mended to be compared."""
 _WIDE = 0.15
 """An interval wider than this says too little, and the plan is timed again."""
+_STEP = 0.02
+"""What a target is lowered by, at least, after a plan that misses."""
 _ROUNDS = 5
 """Plans that are cut and timed, at most, until a latency target is met."""
 
@@ -166,6 +168,8 @@ class Slimming:
                     high = target
             ratio = seen.get(choice, float("nan")) if choice is not None else float("nan")
             guess = target * demand.target / ratio if ratio == ratio else (low + high) / 2
+            # a plan that just misses the ratio must not be planned again
+            guess = min(guess, high - _STEP) if high <= target else guess
             target = guess if low < guess < high else (low + high) / 2
             if high - low < 0.01:
                 break

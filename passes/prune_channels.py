@@ -28,8 +28,16 @@ from typing import ClassVar, final
 
 import onnx_ir as ir
 
+from onnxslim_core.calibration.answers import Answers, answers_of
 from onnxslim_core.calibration.batches import stacked
-from onnxslim_core.calibration.consumers import kept_outputs, nodes_reading, note_kept
+from onnxslim_core.calibration.consumers import (
+    bias_of,
+    kept_outputs,
+    nodes_reading,
+    note_kept,
+    put_weights,
+    weights_of,
+)
 from onnxslim_core.calibration.diversity import advised_ridge
 from onnxslim_core.channels.biases import add_shifts
 from onnxslim_core.channels.groups import ChannelGraph, Group
@@ -45,6 +53,7 @@ from onnxslim_core.search.widths import ALLOCATIONS, Candidate, Limits, Plan, al
 
 from ._groups import analysed, free_groups
 from ._overrides import limits_of, with_overrides
+from ._rows import set_apart
 from ._slimming import Demand, Slimming
 
 __all__ = ["PruneChannels"]
@@ -155,12 +164,14 @@ class PruneChannels:
         add_shifts(channels, shifts, gone)
         note_kept(model, kept)
         if reference is not None:
-            batches = stacked(model, context.samples)
             widest = max((group.width for group in channels.groups), default=1)
+            fit, probe = (stacked(model, each) for each in set_apart(context))
+            plain, answers = model.clone(), answers_of(reference, probe, context.threads)
+            before = Answers(answers).lost(answers_of(model, probe, context.threads))
             job = Refit(
                 reference,
                 model,
-                batches,
+                fit,
                 kept,
                 nodes,
                 seed=context.seed,
@@ -169,6 +180,15 @@ class PruneChannels:
                 ridge=advised_ridge(context.origins, widest),
             )
             details["nodes_solved"] = job.run(context.progress)
+            after = Answers(answers).lost(answers_of(model, probe, context.threads))
+            details |= {"loss_unmended": before, "loss_mended": after}
+            if not after < before:  # few samples, and a repair can do harm
+                repair = "none, since it did not help on samples set aside"
+                twins = {str(node.name): node for node in plain.graph}
+                for node in job.mended:
+                    twin = twins[str(node.name)]
+                    weights = weights_of(twin)
+                    put_weights(model, node, weights, bias_of(twin, weights.shape[1]))
         what = f"remove {len(classes)} channels in all, repair {repair}"
         return Change(self.name, (), what, bytes_saved=saved, details=details)
 

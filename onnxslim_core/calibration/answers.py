@@ -10,15 +10,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["Answers"]
+from onnxslim_core.measure.session import open_session, run
+from onnxslim_core.model import wrap
+from onnxslim_core.rewrite import Sample
+
+__all__ = ["Answers", "answers_of"]
 
 Floats = NDArray[np.float64]
 
 _UNLIKE = 100.0
 """Columns whose variances differ by more than this factor are judged apart."""
 _MOST_COLUMNS = 512
+
+
+def answers_of(model: ir.Model, batches: Sequence[Sample], threads: int = 1) -> list[dict[str, object]]:
+    """What a model says to some batches, by name of the output."""
+    session = open_session(wrap(model), threads=threads)
+    return [run(session, batch) for batch in batches]
 
 
 class Answers:
