@@ -28,7 +28,7 @@ from onnxslim_core.channels.spotless import is_spotless
 from onnxslim_core.errors import RecipeError, UnsupportedModel
 from onnxslim_core.graph import all_nodes
 from onnxslim_core.ops.table import makes_channels
-from onnxslim_core.rewrite import Change, Context, Kind, Override
+from onnxslim_core.rewrite import Change, Context, Kind, Override, Sample
 from onnxslim_core.search.grid import kept_classes
 
 from ._overrides import kept_by, unmatched, with_overrides
@@ -70,6 +70,11 @@ def numbers_fit(find: _Find, options: RemoveIdle) -> str | None:
 Guard = Callable[[_Find, "RemoveIdle"], str | None]
 
 
+def _has_sizes(model: ir.Model, sample: Sample | None) -> bool:
+    """False where an analysis would have to say that it does not know how large the inputs are."""
+    return sample is not None or all(v.shape is not None and v.shape.is_static() for v in model.graph.inputs)
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoveIdle:
@@ -91,9 +96,11 @@ class RemoveIdle:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Alternate both views of heads and groups until neither finds anything, then ask where idle weight is."""
-        if not self.override and (not any(map(makes_channels, all_nodes(model.graph))) or is_spotless(model)):
-            return []
         sample = context.samples[0] if context.samples else None
+        if not self.override and not any(map(makes_channels, all_nodes(model.graph))):
+            return []
+        if not self.override and _has_sizes(model, sample) and is_spotless(model):
+            return []
         changes: list[Change] = []
         refused: dict[tuple[str, str], Change] = {}
         misnamed: list[Change] = []
