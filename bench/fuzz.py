@@ -293,7 +293,7 @@ def _outcome(end: End, left: set[str], size: int) -> tuple[str, str]:
         return "bug", f"exit {end.code} and other lines: {' / '.join(lines)[:300]}"
     if end.peak > BYTES + size:
         return "memory", f"{end.peak >> 20} MB"
-    if left != ({"in.onnx", "out.onnx", "report.json"} if end.code == 0 else {"in.onnx"}):
+    if left != ({"in.onnx", "out.onnx", "out.onnx.lock", "report.json"} if end.code == 0 else {"in.onnx"}):
         return "leftover", ", ".join(sorted(left))
     return ("refused", "") if end.code else ("equal", "")
 
