@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
-if __name__ == "__main__":
+_COLLECT_EVERY = (100_000, 50, 1_000)
+"""Thresholds of the garbage collector for the whole process: a graph is millions of objects that live until its end."""
+
+
+def run() -> int:
+    """The command line as a process of its own; returns the exit code."""
     try:
+        gc.set_threshold(*_COLLECT_EVERY)
         from onnxslim_core.cli import main
+
+        code = main()
+        gc.freeze()  # the process ends: nothing is looked through once more
     except KeyboardInterrupt:  # before anything is there that could tell of it
-        sys.exit(130)
-    sys.exit(main())
+        return 130
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(run())
