@@ -81,7 +81,7 @@ def test_wheel_has_one_name(wheel: Path) -> None:
         licence = next(name for name in archive.namelist() if name.endswith("/licenses/LICENSE"))
         entry_points = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
         assert b"Apache License" in archive.read(licence)
-        assert b"onnxslim-core = onnxslim_core.cli:main" in archive.read(entry_points)
+        assert b"onnxslim-core = onnxslim_core.__main__:run" in archive.read(entry_points)
     assert {top for top in tops if not top.endswith(".dist-info")} == {"onnxslim_core"}
 
 

@@ -23,7 +23,16 @@ from onnxslim_core.calibration.moments import Moments
 from onnxslim_core.channels.groups import ChannelGraph, Group
 from onnxslim_core.errors import InternalError
 
-__all__ = ["Curve", "Readers", "Setting", "by_score", "contributions", "counted_weights", "error_along"]
+__all__ = [
+    "Curve",
+    "Readers",
+    "Setting",
+    "by_score",
+    "cholesky",
+    "contributions",
+    "counted_weights",
+    "error_along",
+]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
@@ -107,7 +116,7 @@ def _error_of(consumer: Consumer, moments: Moments, order: Ints, ridge: float | 
     whole[:d, d:] = c[sort]
     # any border that keeps it definite does: the factor's last rows are (L^-1 C)' whatever stands there
     whole[d:, d:] = np.eye(n) * max(border, 1.0) * 1e3
-    squares = np.square(_cholesky(whole)[d:, :d])  # (n, d): what each input, taken in this order, explains
+    squares = np.square(cholesky(whole)[d:, :d])  # (n, d): what each input, taken in this order, explains
     steps = step[sort]
     each = np.zeros((len(order) + 1, n))
     gone = steps <= len(order)
@@ -119,10 +128,10 @@ def _error_of(consumer: Consumer, moments: Moments, order: Ints, ridge: float | 
     return np.asarray(lost.sum(axis=1))
 
 
-def _cholesky(matrix: Floats) -> Floats:
+def cholesky(matrix: Floats) -> Floats:
     """The lower factor; where rounding made the matrix indefinite, of one with a little more on its diagonal."""
-    more = 1e-14 * float(np.trace(matrix)) / len(matrix)
-    for _ in range(12):
+    more = 1e-14 * max(float(np.abs(np.diag(matrix)).max()), 1e-300)
+    for _ in range(18):
         try:
             return np.asarray(np.linalg.cholesky(matrix), np.float64)
         except np.linalg.LinAlgError:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxslim_core.calibration.consumers import Consumer
+from onnxslim_core.criteria.curves import cholesky
 
 __all__ = ["Elimination", "take_all"]
 
@@ -112,7 +113,7 @@ class Elimination:
             return
         columns = self._matrix[at] - self._factor[:, at].T @ self._factor
         square = columns[:, at]
-        lower = np.linalg.cholesky((square + square.T) / 2)
+        lower = cholesky((square + square.T) / 2)
         new = np.linalg.solve(lower, np.hstack([columns, self._rows[at]]))
         factor, rows = new[:, : len(self._matrix)], new[:, len(self._matrix) :]
         self._rows -= factor.T @ rows
