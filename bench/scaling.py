@@ -35,7 +35,7 @@ from _scaling_graphs import SHAPES
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = (1_000, 4_000, 16_000, 64_000)
-OURS = {"checked": ("--no-latency",), "unchecked": ("--no-verify", "--no-latency")}
+OURS = {"checked": ("--no-latency", "--no-lock"), "unchecked": ("--no-verify", "--no-latency", "--no-lock")}
 OTHERS = ("onnxsim", "onnxslim", "onnxoptimizer")
 LIMITS = {"checked": 4.0, "unchecked": 2.0}
 """Times of onnxruntime's offline optimization, at 16,000 nodes."""

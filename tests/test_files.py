@@ -21,7 +21,7 @@ from onnxslim_core.lock import apply
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
-from _damage import DAMAGE, built_in  # noqa: E402
+from _damage import DAMAGE, built_in  # type: ignore[import-not-found]  # noqa: E402
 
 FLOAT = TensorProto.FLOAT
 COMMAND = [sys.executable, "-m", "onnxslim_core", "compress"]

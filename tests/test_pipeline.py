@@ -510,7 +510,12 @@ def test_a_written_file_that_answers_otherwise_is_not_kept(tmp_path: Path, monke
 def test_a_file_is_run_again_unless_its_bytes_were_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
     real = vars(pipeline)["open_file"]
-    monkeypatch.setattr(pipeline, "open_file", lambda path, **options: opened.append(path) or real(path, **options))
+
+    def noted(path: Path, **options: Any) -> Any:
+        opened.append(path)
+        return real(path, **options)
+
+    monkeypatch.setattr(pipeline, "open_file", noted)
     squeeze(net()).save(tmp_path / "same.onnx")
     assert not opened
     result = squeeze(net())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from onnxslim_core.calibration.answers import Answers
-from onnxslim_core.calibration.consumers import put_weights, weights_of
+from onnxslim_core.calibration.consumers import bias_of, put_weights, weights_of
 from onnxslim_core.calibration.tails import Tails
 from onnxslim_core.measure.session import open_session, run
 from onnxslim_core.model import load, wrap
@@ -19,7 +21,7 @@ def _net() -> ir.Model:
     """Convolutions with a shortcut, then a Gemm and a MatMul: every kind of linear node."""
     from onnx import TensorProto, helper, numpy_helper
 
-    def weight(name: str, *shape: int) -> object:
+    def weight(name: str, *shape: int) -> Any:
         return numpy_helper.from_array(RNG.normal(size=shape).astype(np.float32) * 0.4, name)
 
     nodes = [
@@ -49,7 +51,8 @@ def test_a_tail_answers_like_the_whole_network(name: str) -> None:
         model, batches, [[node] for key, node in nodes.items() if key in ("first", "second", "gemm", "matmul")]
     )
     weights = weights_of(nodes[name])
-    other, bias = weights * RNG.uniform(0.5, 1.0, weights.shape), RNG.normal(size=weights.shape[1])
+    other = weights * RNG.uniform(0.5, 1.0, weights.shape)
+    bias = np.asarray(RNG.normal(size=weights.shape[1]))
     found = tails.lost({nodes[name]: (other, bias)})
 
     changed = model.clone()
@@ -67,7 +70,7 @@ def test_the_same_weights_lose_nothing_and_two_nodes_lose_together() -> None:
     second = next(node for node in model.graph if node.name == "second")
     bias = RNG.normal(size=5)
     tails = Tails(model, batches, [[second]])
-    own = np.asarray(second.inputs[2].const_value.numpy(), np.float64)
+    own = bias_of(second, 5)
     assert tails.lost({second: (weights_of(second), own)}) < 1e-10
     assert tails.lost({second: (weights_of(second), own + bias)}) > 1e-3
 

@@ -117,7 +117,7 @@ class Elimination:
         new = np.linalg.solve(lower, np.hstack([columns, self._rows[at]]))
         factor, rows = new[:, : len(self._matrix)], new[:, len(self._matrix) :]
         self._rows -= factor.T @ rows
-        self._append(factor)
+        self._append(np.asarray(factor, np.float64))
         near = np.where(self._inside[:, :, None], factor.T[self._at], 0.0)
         self._blocks -= near @ near.transpose(0, 2, 1)
 

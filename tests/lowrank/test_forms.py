@@ -137,7 +137,7 @@ def _rows(model: ir.Model, samples: list[dict[str, np.ndarray]], first: np.ndarr
     on_left = node.op_type == "MatMul" and weight_of(node)[0] == 0  # type: ignore[index]
     axis = 1 if node.op_type == "Conv" or on_left else -1
     together = np.moveaxis(np.concatenate(answers), axis, -1)
-    return tuple(part.reshape(-1, part.shape[-1]) for part in (together[first], together[~first]))  # type: ignore[return-value]
+    return tuple(part.reshape(-1, part.shape[-1]) for part in (together[first], together[~first]))
 
 
 @pytest.mark.parametrize("name", ["padded", "matmul and add", "gemm"])
