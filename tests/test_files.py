@@ -40,6 +40,21 @@ def chain(length: int = 6) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def heavy() -> onnx.ModelProto:
+    """Some milliseconds a call, so that timing what went (an Identity each) takes seconds."""
+    rng = np.random.default_rng(0)
+    nodes, weights, value = [], [], "x"
+    for number in range(4):
+        array = (rng.normal(size=(1024, 1024)) / 32).astype(np.float32)
+        weights.append(numpy_helper.from_array(array, f"w{number}"))
+        nodes.append(helper.make_node("MatMul", [value, f"w{number}"], [f"m{number}"], name=f"m{number}"))
+        nodes.append(helper.make_node("Relu", [f"m{number}"], [f"r{number}"], name=f"r{number}"))
+        nodes.append(helper.make_node("Identity", [f"r{number}"], [value := f"i{number}"], name=f"i{number}"))
+    ports = [helper.make_tensor_value_info(name, FLOAT, [8, 1024]) for name in ("x", value)]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
 def answers(path: Path) -> np.ndarray:
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     x = np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 64)
@@ -57,7 +72,7 @@ def compressed(source: Path, target: Path, *options: str) -> int:
 @pytest.mark.parametrize("stage", ["onnxslim_core/pipeline", "onnxruntime"])
 def test_an_interrupt_ends_with_130_and_leaves_nothing(tmp_path: Path, stage: str) -> None:
     """The timing alone takes longer than the test waits, so that the interrupt always comes in the middle."""
-    onnx.save(chain(300), tmp_path / "in.onnx")
+    onnx.save(heavy(), tmp_path / "in.onnx")
     command = [sys.executable, "-v", *COMMAND[1:], str(tmp_path / "in.onnx"), "-o", str(tmp_path / "out.onnx")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
