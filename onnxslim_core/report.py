@@ -11,7 +11,6 @@ import json
 import math
 import os
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
@@ -26,6 +25,7 @@ from onnxslim_core.errors import DataError
 from onnxslim_core.measure.cost import Cost
 from onnxslim_core.measure.fidelity import Fidelity, OutputFidelity
 from onnxslim_core.measure.latency import Latency
+from onnxslim_core.measure.processor import processor
 from onnxslim_core.rewrite import Change
 
 if TYPE_CHECKING:
@@ -311,29 +311,10 @@ def machine() -> Machine:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    name, flags = _processor()
+    name, flags = processor()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     sets = tuple(label for flag, label in _SETS.items() if flag in flags)
     return Machine(name, cores, sets, f"{platform.system()} {platform.machine()}", versions)
-
-
-def _processor() -> tuple[str, frozenset[str]]:
-    """The processor's name and flags; Linux says both, other systems the name alone."""
-    name, flags = platform.processor() or platform.machine(), frozenset[str]()
-    if sys.platform != "linux":
-        return name, flags
-    try:
-        text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
-    except OSError:
-        return name, flags
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            name = value.strip()
-        elif key.strip() in ("flags", "Features"):
-            flags = frozenset(value.split())
-            break
-    return name, flags
 
 
 # ---------------------------------------------------------------------------------------------------- words

@@ -112,14 +112,13 @@ def mended(options: Options, choice: Choice, repair: str | None = None) -> Mende
             found = mine if found is None else found & mine
         return found
 
-    nodes = [*at_once, *rows, *_last_layers(options)]
-    more, targets = _around(options, branches)
-    nodes += more
     if repair == "none":
         for node in work.graph:
             if (used := rows.get(str(node.name))) is not None:
                 put_weights(work, node, weights_of(node) * used[:, None], _own_bias(node))
         return Mended(choice, classes, {}, options.lost(work))
+    around, targets = _around(options, branches)
+    nodes = [*at_once, *rows, *_last_layers(options), *around]
     job = Refit(
         options.model,
         work,

@@ -30,6 +30,7 @@ from onnxslim_core.criteria.curves import Setting
 from onnxslim_core.criteria.table import MEASURED, curve_of
 from onnxslim_core.graph import label_of
 from onnxslim_core.repair.least_squares import solve
+from onnxslim_core.repair.without import without
 from onnxslim_core.rewrite import Change, Context, Sample
 from onnxslim_core.search.bypass import Bypass, bypass_of, rows_of
 from onnxslim_core.search.plan import Row, Unit
@@ -228,7 +229,7 @@ class Options:
     def _damage(self, readers: list[Reader], classes: NDArray[np.int32]) -> float:
         """What is lost without these classes, their readers solved anew, on the probes."""
         return self.tails.lost(
-            {each.node: _solved_without(each, moments, classes, self.ridge) for each, moments in readers}
+            {each.node: without(each, moments, classes, "least_squares", self.ridge) for each, moments in readers}
         )
 
     def _find_bypasses(self) -> None:
@@ -249,15 +250,6 @@ class Options:
             swaps[bypass.maker] = solve(moments, weights_of(bypass.maker), self.ridge)
         loss = self.tails.lost(swaps, zeroed=branch.result)
         return [Row("keep", 0.0, 1.0), Row("gone", loss, 0.0, branch)]
-
-
-def _solved_without(consumer: Consumer, moments: Moments, classes: NDArray[np.int32], ridge: float | None) -> Swap:
-    """The best weights and bias of a reader with the rows of these classes zero, from the original's own moments."""
-    start = weights_of(consumer.node)
-    stays = np.repeat(~np.isin(consumer.classes, classes), consumer.taps)
-    weights = np.zeros_like(start)
-    weights[stays], bias = solve(moments.only(stays), start[stays], ridge)
-    return weights, bias
 
 
 def _named(nodes: Sequence[ir.Node], globs: Sequence[str]) -> bool:

@@ -166,8 +166,8 @@ class PruneChannels:
         if reference is not None:
             widest = max((group.width for group in channels.groups), default=1)
             fit, probe = (stacked(model, each) for each in set_apart(context))
-            plain, answers = model.clone(), answers_of(reference, probe, context.threads)
-            before = Answers(answers).lost(answers_of(model, probe, context.threads))
+            plain, judge = model.clone(), Answers(answers_of(reference, probe, context.threads))
+            before = judge.lost(answers_of(model, probe, context.threads))
             job = Refit(
                 reference,
                 model,
@@ -180,7 +180,7 @@ class PruneChannels:
                 ridge=advised_ridge(context.origins, widest),
             )
             details["nodes_solved"] = job.run(context.progress)
-            after = Answers(answers).lost(answers_of(model, probe, context.threads))
+            after = judge.lost(answers_of(model, probe, context.threads))
             details |= {"loss_unmended": before, "loss_mended": after}
             if not after < before:  # few samples, and a repair can do harm
                 repair = "none, since it did not help on samples set aside"

@@ -24,13 +24,11 @@ from typing import ClassVar, final
 
 import onnx_ir as ir
 
-from onnxslim_core.calibration.answers import Answers
+from onnxslim_core.calibration.answers import Answers, answers_of
 from onnxslim_core.calibration.batches import stacked
 from onnxslim_core.calibration.consumers import is_depthwise, is_linear, kept_of
 from onnxslim_core.calibration.diversity import folds
 from onnxslim_core.errors import RecipeError
-from onnxslim_core.measure.session import open_session, run
-from onnxslim_core.model import wrap
 from onnxslim_core.repair.sequential import Refit as Repair
 from onnxslim_core.repair.table import REPAIRS
 from onnxslim_core.rewrite import Change, Context, Kind, Sample
@@ -79,15 +77,15 @@ class Refit:
             return [self._refused("all samples are of one origin, so none can be set aside", "samples_apart")]
         names = [str(n.name) for n in model.graph if n.name and is_linear(n) and not is_depthwise(n)]
         batches, judged = stacked(model, fit), stacked(model, held)
-        truth = Answers(self._answers(context.reference, judged, context))
+        truth = Answers(answers_of(context.reference, judged, context.threads))
         if not truth:
             return [self._refused("no output holds floating-point numbers", "outputs_comparable")]
-        before = best = truth.lost(self._answers(model, judged, context))
+        before = best = truth.lost(answers_of(model, judged, context.threads))
         chosen, reached = None, None
         for ridge in _RIDGES if self.ridge is None else (self.ridge,):
             trial = model.clone()
             count = self._repair(trial, batches, names, context, ridge)
-            after = truth.lost(self._answers(trial, judged, context)) if count else before
+            after = truth.lost(answers_of(trial, judged, context.threads)) if count else before
             reached = after if reached is None else min(reached, after)
             if not after < best:
                 break
@@ -126,7 +124,3 @@ class Refit:
             repair=self.repair,
             ridge=ridge,
         ).run(context.progress)
-
-    def _answers(self, model: ir.Model, batches: Sequence[Sample], context: Context) -> list[dict[str, object]]:
-        session = open_session(wrap(model), threads=context.threads)
-        return [run(session, batch) for batch in batches]

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ import onnx
 import onnxruntime as ort
 
 from onnxslim_core.measure.latency import Call, time_rounds
+from onnxslim_core.measure.processor import processor
 from onnxslim_core.measure.session import feeds_for, open_piece, run
 from onnxslim_core.rewrite import Sample
 
@@ -138,16 +138,8 @@ def cache_folder() -> Path | None:
 
 
 def _machine(threads: int) -> str:
-    told = f"{_cpu()} {ort.__version__} {threads}"
+    told = f"{processor()[0]} {ort.__version__} {threads}"
     return hashlib.sha256(told.encode()).hexdigest()[:16]
-
-
-def _cpu() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _read(path: Path | None) -> dict[str, float]:
