@@ -7,22 +7,22 @@
 Every model of the zoo with a Conv in it that is not marked large, and the seven of the issue first. Each goes through
 the exact recipe, and from there
 
-    slim    `allocation = "latency"` for one share of the time after the other, less and less, until the answers of the
-            next are below --min-cosine on the samples for judging, or no plan meets the target
+    slim    `allocation = "latency"`: of a few shares of the time the least, found by bisection, whose answers are not
+            below --min-cosine on the samples for judging and that a plan meets
     macs    `prune_channels` with `criterion = "obs"`, `allocation = "macs"` and `round_to = "auto"`, likewise
     mend    an eighth of every group (a quarter where that cuts nothing) by the L2 norm, mended by least squares and
             not at all: the same channels go
 
 Samples (see `_zoo_inputs.py`) are in three parts with no photo in common: a pass decides with the first, the second
-stops the ladder, and the third is what nobody has looked at. The cosine is that of the worst output, or of the worst
+chooses the share, and the third is what nobody has looked at. The cosine is that of the worst output, or of the worst
 part of one (boxes and scores), mean over samples, taken here from what onnxruntime says to the files. Time is one
 thread, calls in turns, over the exact result's, and over the original's for the last model that holds.
 
-The geometric mean is over models with real samples, at the last step whose cosine holds; one that stays as it is counts
-1. Widths that layers got must be on the grid: blocks of 16, or 4, 8 and 12 where they had no more than 32. Models are
-measured in a process each, which is stopped after --patience seconds; what was measured by then counts. Rows are
-merged into zoo_slim.json, so single models can be measured again. Exits with 1 where a model crashes, a result is
-slower than what went in, or a width is off the grid.
+The geometric mean is over models with real samples, at the fastest step whose cosine holds; one that stays as it is
+counts 1. Widths that layers got must be on the grid: blocks of 16, or 4, 8 and 12 where they had no more than 32.
+Models are measured in a process each, which is stopped after --patience seconds; what was measured by then counts.
+Rows are merged into zoo_slim.json, so single models can be measured again. Exits with 1 where a model crashes, a
+result is slower than what went in, or a width is off the grid.
 """
 
 from __future__ import annotations
@@ -53,9 +53,8 @@ FIRST = (
     *("tiny-resnet8", "mobilenetv2-dogs", "efficientnet-lite0", "ppocrv4-rec", "nudenet-yolov8n", "minilm-l3"),
     "tumor-vgg16",
 )
-LADDERS = {"slim": (0.9, 0.8, 0.7, 0.6, 0.5), "macs": (0.9, 0.8, 0.7, 0.6)}
-"""Shares kept, one after the other while answers hold; where the first does not, `GENTLE` is tried."""
-GENTLE = 0.95
+SHARES = {"slim": (0.95, 0.85, 0.75, 0.65, 0.5), "macs": (0.9, 0.75, 0.6)}
+"""Shares to keep that are tried by bisection; it begins with the one in the middle."""
 MEND_RATIOS = (0.125, 0.25)
 BLOCK, SMALL, SMALL_UNTIL = 16, (4, 8, 12), 32
 """The CPU's grid: blocks of 16; of layers that had 32 channels or fewer also quarters of a block."""
@@ -231,17 +230,16 @@ class Run:
         timing = osc.benchmark(str(reference), str(candidate), data=[sample], seconds=self.args.seconds)
         return {key: getattr(timing, key) for key in ("ratio", "low", "high")}
 
-    def ladder(self, part: str, options: Mapping[str, Any]) -> None:
-        """Less and less, until answers do not hold."""
+    def bisect(self, part: str, options: Mapping[str, Any]) -> None:
+        """The least share whose answers hold; each that was tried is kept."""
         rows: list[Row] = self.row.setdefault(part, [])
-        shares = list(LADDERS[part])
+        shares = SHARES[part]
         while shares:
-            target = shares.pop(0)
-            rows.append(self.guarded({**options, "target": target}, timed=True))
+            middle = len(shares) // 2
+            rows.append(self.guarded({**options, "target": shares[middle]}, timed=True))
             self.write()
-            print(f"  {part} {target}: {told_step(rows[-1])}", flush=True)
-            if not holds(rows[-1], self.args.min_cosine):
-                shares = [GENTLE] if len(rows) == 1 and "error" not in rows[-1] else []
+            print(f"  {part} {shares[middle]}: {told_step(rows[-1])}", flush=True)
+            shares = shares[middle + 1 :] if holds(rows[-1], self.args.min_cosine) else shares[:middle]
 
     def guarded(self, options: Mapping[str, Any], *, timed: bool) -> Row:
         """A step; a crash of the program under test is a result."""
@@ -265,9 +263,9 @@ class Run:
             self.write()
             print(f"  mend: {told_mend(self.row['mend'])}", flush=True)
         if "slim" in self.args.parts:
-            self.ladder("slim", {"name": "slim", "allocation": "latency"})
+            self.bisect("slim", {"name": "slim", "allocation": "latency"})
         if "macs" in self.args.parts:
-            self.ladder("macs", {"name": "prune_channels", "criterion": "obs", "allocation": "macs"})
+            self.bisect("macs", {"name": "prune_channels", "criterion": "obs", "allocation": "macs"})
 
 
 def child(args: argparse.Namespace) -> int:
@@ -339,7 +337,7 @@ def main() -> int:
             continue
         print(name, flush=True)
         row = measured(args, name)
-        rows[name] = {**{part: rows[name][part] for part in LADDERS if part in rows.get(name, {})}, **row}
+        rows[name] = {**{part: rows[name][part] for part in SHARES if part in rows.get(name, {})}, **row}
         total = write(args, rows)
         print(" | ".join(cells(rows[name], args.min_cosine)), flush=True)
     total = write(args, rows)
