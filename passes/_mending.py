@@ -31,10 +31,10 @@ from onnxslim_core.channels.trace import trace
 from onnxslim_core.channels.twin import twin_of
 from onnxslim_core.criteria.table import MEASURED, curve_of
 from onnxslim_core.errors import InternalError
-from onnxslim_core.graph import is_op
 from onnxslim_core.lowrank.forms import weights_like
 from onnxslim_core.repair.sequential import Refit
 from onnxslim_core.rewrite import Change
+from onnxslim_core.search.bypass import bypass_of
 
 from ._ranks import Rank, split_layers, split_like
 from ._rows import Options, Width
@@ -143,23 +143,11 @@ def _around(options: Options, branches: Sequence[Branch]) -> tuple[list[str], di
     The layer before a branch takes over what the branch did to the stream, so its sum is to be like the sum at the
     end of the branch; each later end of a branch corrects the stream that has lost one.
     """
-    ends = {branch.add: branch for branch in branches}
-    targets: dict[str, str] = {}
-    names = []
-    for branch in branches:
-        stream, like = branch.shortcut, str(branch.add.outputs[0].name)
-        while True:
-            source = stream.producer()
-            if is_op(source, "Relu") and source is not None:
-                stream = source.inputs[0]  # type: ignore[assignment]
-                source = stream.producer()
-            if source is None or source not in ends:
-                break
-            stream = ends[source].shortcut
-        targets[str(stream.name)] = like
-        if source is not None:
-            makers = [source] if is_linear(source) else [v.producer() for v in source.inputs if v is not None]
-            names += [str(maker.name) for maker in makers if maker is not None and is_linear(maker)]
+    shapes = options.channels.flow.shapes.shape
+    found = [bypass for branch in branches if (bypass := bypass_of(branch, shapes, branches)) is not None]
+    targets = {str(bypass.stream.name): str(bypass.target.name) for bypass in found}
+    names = [str(bypass.maker.name) for bypass in found]
+    ends = {branch.add for branch in branches}
     after = False
     for node in options.model.graph:
         after = after or node in ends

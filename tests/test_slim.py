@@ -18,6 +18,7 @@ from onnxslim_core.errors import RecipeError
 from onnxslim_core.measure.cost import cost
 from onnxslim_core.model import wrap
 from onnxslim_core.rewrite import Change, Context
+from onnxslim_core.search.bypass import bypass_of
 
 
 def network(blocks: int = 4, width: int = 12, seed: int = 0) -> ir.Model:
@@ -224,3 +225,14 @@ def shapes_of(model: ir.Model) -> dict[ir.Value, tuple[int, ...]]:
     from onnxslim_core.measure.shapes import concrete_shapes
 
     return dict(concrete_shapes(model, samples(1, 0)[0]).shape)
+
+
+def test_blocks_in_a_row_are_made_up_for_by_whoever_stands_before_the_first() -> None:
+    model = network()
+    shapes = shapes_of(model)
+    first, second, third, _ = branches_of(model, shapes)
+    alone, behind = (bypass_of(second, shapes, gone) for gone in ((), (first, second, third)))
+    assert alone is not None and alone.maker.name == "b0" and alone.other is not None
+    assert behind is not None and behind.maker.name == "stem" and behind.other is None
+    assert behind.target is alone.target is second.add.outputs[0]
+    assert (alone.stream.name, behind.stream.name) == ("t0", "stem")

@@ -34,37 +34,45 @@ class Bypass:
 
     Attributes:
         maker: The linear node.
+        stream: What it makes, alone or together with `other`.
         target: The sum at the end of the block, which the stream is to become.
         other: What the maker is added to in the stream; None where it makes the stream alone.
     """
 
     maker: ir.Node
+    stream: ir.Value
     target: ir.Value
     other: ir.Value | None
 
 
-def bypass_of(branch: Branch, shapes: Mapping[ir.Value, tuple[int, ...]]) -> Bypass | None:
+def bypass_of(branch: Branch, shapes: Mapping[ir.Value, tuple[int, ...]], gone: Sequence[Branch] = ()) -> Bypass | None:
     """The layer that can make up for a block; None where nothing linear makes its stream.
 
     Args:
         branch: The block.
         shapes: Concrete shapes.
+        gone: All blocks that go: where the stream comes out of one of them, whoever stands before that one.
     """
     stream, target = branch.shortcut, branch.add.outputs[0]
-    source = stream.producer()
-    if is_op(source, "Relu") and source is not None:
-        users, is_output = users_of(target)
-        if is_output or [node.op_type for node, _ in users] != ["Relu"] or source.inputs[0] is None:
-            return None
-        stream = source.inputs[0]
+    ends = {each.add: each for each in gone}
+    while True:
         source = stream.producer()
-    if source is None:
-        return None
+        if is_op(source, "Relu") and source is not None:
+            users, is_output = users_of(target)
+            if is_output or [node.op_type for node, _ in users] != ["Relu"] or source.inputs[0] is None:
+                return None
+            stream = source.inputs[0]
+            source = stream.producer()
+        if source is None:
+            return None
+        if source not in ends:
+            break
+        stream = ends[source].shortcut
     if (maker := _maker_of(stream)) is not None:
-        return _checked(Bypass(maker, target, None), shapes)
+        return _checked(Bypass(maker, stream, target, None), shapes)
     for value, other in (tuple(source.inputs), tuple(reversed(source.inputs))) if is_op(source, "Add") else ():
         maker = None if value is None else _maker_of(value)
-        found = None if maker is None else _checked(Bypass(maker, target, other), shapes)
+        found = None if maker is None else _checked(Bypass(maker, stream, target, other), shapes)
         if found is not None:
             return found
     return None
