@@ -1,8 +1,8 @@
 """How far an 8-bit variant is from the float model, output by output and part by part.
 
 Parts matter: in a detector's output the boxes, in pixels, drown the scores, and the cosine of the whole stays at .9997
-while no score is left. Where the user declares no parts, an output of three axes or more whose columns differ by a
-factor of thirty somewhere is judged in two.
+while no score is left. Where the user declares no parts, columns of very different size are told apart
+(`calibration.answers`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxslim_core.calibration.answers import answers_of, told_apart
 from onnxslim_core.measure.scores import OutputFidelity, Parts, Tally, as_array, columns_of
 from onnxslim_core.measure.session import open_session, run
 from onnxslim_core.model import wrap
@@ -21,7 +22,6 @@ from onnxslim_core.rewrite import Sample
 
 __all__ = ["Judge", "Score"]
 
-_APART = 30.0
 _FEWEST = 8
 """Answers below which one that flips is no verdict on the share that agrees."""
 
@@ -70,11 +70,10 @@ class Judge:
         self._threads = threads
         self._min_cosine = min_cosine
         self._min_agreement = min_agreement
-        session = open_session(wrap(model), threads=threads)
-        self._answers = [run(session, sample) for sample in samples]
+        self._answers = answers_of(model, samples, threads)
         self._parts = dict(parts or {})
         for name, value in (self._answers[0] if self._answers else {}).items():
-            found = _found_parts([as_array(each[name]) for each in self._answers]) if name not in self._parts else None
+            found = told_apart([as_array(each[name]) for each in self._answers]) if name not in self._parts else None
             if found is not None and isinstance(value, np.ndarray):
                 self._parts[name] = found
 
@@ -135,20 +134,3 @@ def _standard_error(values: Sequence[float]) -> float:
     usable = np.asarray(values, np.float64)
     usable = usable[np.isfinite(usable)]
     return float(usable.std(ddof=1) / len(usable) ** 0.5) if len(usable) > 1 else 0.0
-
-
-def _found_parts(answers: Sequence[np.ndarray]) -> Parts | None:
-    """Two runs of columns of very different size, along the axis where the step between them is the largest."""
-    if len({answer.shape[1:] for answer in answers}) > 1 or answers[0].ndim < 3 or answers[0].dtype.kind != "f":
-        return None
-    best, found = _APART, None
-    for axis in range(1, answers[0].ndim):
-        others = tuple(i for i in range(answers[0].ndim) if i != axis)
-        power = sum(np.square(answer, dtype=np.float64).mean(axis=others) for answer in answers)
-        size = np.sqrt(np.asarray(power))
-        for cut in range(1, len(size)) if len(size) <= 256 else ():
-            first, second = np.median(size[:cut]), np.median(size[cut:])
-            ratio = max(first, second) / max(min(first, second), 1e-12 * max(first, second, 1e-300))
-            if ratio > best:
-                best, found = ratio, (axis, {"first": (0, cut), "rest": (cut, len(size))})
-    return found
