@@ -1,22 +1,35 @@
-"""What the options of a plan cost together: channels, multiply-adds, or seconds of timed parts."""
+"""What the options of a plan cost together: channels, multiply-adds, or seconds of timed parts.
+
+Where layers can be int8, each has its seconds in float and in int8, of which its unit lets one count; every part is
+timed in both at every width and rank, and where two neighbours may differ, the conversion between them has its price.
+Sums and pools between layers are nobody's part, so once the whole network has been timed in int8, what parts in int8
+take is scaled to that (`scaled`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from onnxslim_core.channels.branches import Branch
 from onnxslim_core.channels.groups import Group
 from onnxslim_core.measure.pieces import Table, cache_folder
-from onnxslim_core.search.plan import Costs, Row, Term, Unit
-from onnxslim_core.search.segments import segment_of, segment_of_nodes
+from onnxslim_core.search.plan import Costs, Term, Unit
+from onnxslim_core.search.segments import Segment, segment_of, segment_of_nodes
 
+from ._precision import Precision, edges_of, narrow_part, seconds_of
 from ._ranks import variants_of
 from ._rows import Options
 
-__all__ = ["costs_of"]
+__all__ = ["costs_of", "scaled"]
+
+_INT8 = 1
+"""The column of shares that terms in int8 read."""
+_SCALES = (0.25, 4.0)
 
 
 def costs_of(options: Options) -> Costs:
@@ -29,11 +42,14 @@ def costs_of(options: Options) -> Costs:
     home = np.full(len(channels.classes.of), -1, np.int32)
     inside: dict[ir.Node, int] = {}
     ranked: dict[ir.Node, int] = {}
+    precise: dict[ir.Node, int] = {}
     for number, what in enumerate(options.homes):
         if isinstance(what, Group):
             home[what.classes] = number
         elif isinstance(what, ir.Node):
             ranked[what] = number
+        elif isinstance(what, Precision):
+            precise[what.node] = number
         else:
             inside |= dict.fromkeys(what.nodes, number)
     terms, works = [], []
@@ -49,23 +65,23 @@ def costs_of(options: Options) -> Costs:
         rank = ranked.get(work.node, -1)
         if rank >= 0 and not timed:
             factors.append({rank: 1.0})
-        if factors or rank >= 0:
+        if factors or rank >= 0 or work.node in precise:
             # a layer that is narrower already gains no time by being split, whatever its multiply-adds say
             terms.append(Term(float(work.macs), tuple(factors), rank if timed else -1))
             works.append(work.node)
     if timed:
-        return _seconds(options, terms, works)
+        return _seconds(options, terms, works, precise)
     return Costs(tuple(terms), channels.macs() - sum(term.base for term in terms))
 
 
-def _seconds(options: Options, terms: list[Term], works: list[ir.Node]) -> Costs:
+def _seconds(options: Options, terms: list[Term], works: list[ir.Node], precise: Mapping[ir.Node, int]) -> Costs:
     """Terms in seconds: each part's time is shared among its layers by their multiply-adds."""
     table = Table(options.context.threads, cache_folder())
     weight = {node: term.base for node, term in zip(works, terms, strict=True)}
     found: dict[ir.Node, list[float]] = {}
     for number, what in enumerate(options.homes):
         options.context.progress("timing", number, len(options.homes))
-        if isinstance(what, Branch):
+        if isinstance(what, Branch | Precision):
             continue
         rows = options.units[number].rows
         if isinstance(what, Group):
@@ -86,17 +102,79 @@ def _seconds(options: Options, terms: list[Term], works: list[ir.Node]) -> Costs
         total = sum(weight[node] for node in own)
         for node in own if isinstance(what, Group) else []:
             found.setdefault(node, []).append(full * weight[node] / max(total, 1.0))
+        others = _left_in_int8(options, table, segment, variants) if precise else [None] * len(left)
         # a smaller width that is not faster is no option, but a plan may pass over it
-        new = tuple(Row(row.what, row.loss, share, row.payload) for row, share in zip(rows, [1.0, *left], strict=True))
-        options.units[number] = Unit(options.units[number].name, new)
-    table.save()
+        new = [
+            replace(row, left=share, other=other)
+            for row, share, other in zip(rows, [1.0, *left], [None, *others], strict=True)
+        ]
+        options.units[number] = Unit(options.units[number].name, tuple(new))
+    both = seconds_of(options.model, list(precise), options.channels.flow.shapes, table, options.context)
     rate = _median([float(np.mean(s)) / weight[node] for node, s in found.items() if weight[node]])
-    timed = [
-        Term(float(np.mean(found[node])) if node in found else term.base * rate, term.factors, term.instead)
-        for term, node in zip(terms, works, strict=True)
-    ]
-    others = options.channels.macs() - sum(term.base for term in terms)
-    return Costs(tuple(timed), others * rate)
+    timed: list[Term] = []
+    for term, node in zip(terms, works, strict=True):
+        base = float(np.mean(found[node])) if node in found else term.base * rate
+        timed += _in_both(replace(term, base=base), precise.get(node), both.get(node))
+    timed += _edges(options, table, precise, both)
+    table.save()
+    others_too = options.channels.macs() - sum(term.base for term in terms)
+    return Costs(tuple(timed), others_too * rate)
+
+
+def _left_in_int8(
+    options: Options, table: Table, segment: Segment, variants: Sequence[onnx.ModelProto]
+) -> Sequence[float | None]:
+    """Of each variant of a part the share of its time that it takes in int8; None where that cannot be told."""
+    narrow = narrow_part(segment, variants, options.context)
+    if narrow is None:
+        return [None] * len(variants)
+    return table.left(narrow.protos[0], narrow.protos[1:], narrow.sample)[1:]
+
+
+def _in_both(term: Term, unit: int | None, seconds: tuple[float, float] | None) -> list[Term]:
+    """A layer's term; where the layer can be int8, one for either, in what it takes by itself."""
+    if unit is None:
+        return [term]
+    factors = (*term.factors, {unit: 1.0})
+    if seconds is None:
+        return [replace(term, factors=factors), replace(term, factors=factors, columns=(_INT8,) * len(factors))]
+    narrow = replace(term, base=seconds[1], factors=factors, columns=(_INT8,) * len(factors))
+    return [replace(term, base=seconds[0], factors=factors), narrow]
+
+
+def _edges(
+    options: Options,
+    table: Table,
+    precise: Mapping[ir.Node, int],
+    known: Mapping[ir.Node, tuple[float, float]],
+) -> list[Term]:
+    """What it costs where neighbours work on different numbers; nothing where one of them is in a block that goes."""
+    if not known:
+        return []
+    within = {node: n for n, what in enumerate(options.homes) if isinstance(what, Branch) for node in what.nodes}
+    found = []
+    for edge in edges_of(options.model, list(precise), options.channels.flow.shapes, table, options.context):
+        sides = edge.source, edge.reader
+        gone = {within[node] for node in sides if node in within}
+        for columns, seconds in zip(((0, _INT8), (_INT8, 0)), edge.seconds, strict=True):
+            pairs = list(zip(sides, columns, strict=True))
+            if (None, _INT8) in pairs:  # what works in float for good is never the int8 side
+                continue
+            given = [({precise[node]: 1.0}, column) for node, column in pairs if node is not None]
+            given += [({unit: 1.0}, 0) for unit in gone]
+            found.append(Term(seconds, tuple(f for f, _ in given), columns=tuple(c for _, c in given)))
+    return found
+
+
+def scaled(costs: Costs, units: Sequence[Unit], choice: Sequence[int], seconds: float) -> Costs:
+    """The costs with all that layers take in int8 multiplied so that a choice takes what it was measured to take."""
+    inner = {number for number, term in enumerate(costs.terms) if term.columns and set(term.columns) == {_INT8}}
+    mine = Costs(tuple(costs.terms[number] for number in sorted(inner))).total(units, choice)
+    if mine <= 0:
+        return costs
+    factor = float(np.clip((seconds - costs.total(units, choice) + mine) / mine, *_SCALES))
+    terms = (replace(term, base=term.base * factor) if n in inner else term for n, term in enumerate(costs.terms))
+    return Costs(tuple(terms), costs.fixed)
 
 
 def _median(values: Sequence[float]) -> float:

@@ -137,7 +137,7 @@ class Search:
                 threads=context.threads,
                 progress=context.progress,
             )
-        damages = alone(draft, few, (), context.progress)
+        damages = alone(draft, lambda model: few.look(model).damage, (), context.progress)
         worst = sorted(damages, key=damages.__getitem__, reverse=True)[:10]
         self.details["damage_alone"] = {label_of(node): damages[node] for node in worst}
         efforts, single = effort(draft), draft.weights
@@ -162,7 +162,7 @@ class Search:
         score = judge.look(draft.variant(draft.layout(draft.linear)))
         choice: Choice | None = Choice(tuple(draft.linear), score)
         if not Choice((), score).holds:
-            damages = alone(draft, judge, (), self.context.progress)
+            damages = alone(draft, lambda model: judge.look(model).damage, (), self.context.progress)
             choice = choose(draft, judge, damages, draft.efforts(), progress=self.context.progress)
         if choice is None:
             return None, ()

@@ -2,7 +2,7 @@
 
 Losses are those of the answers, on samples set aside, by running what follows with the weights it would have
 (`calibration.tails`): a channel that goes is a row of zeros in its readers, solved anew; a branch that goes is zeros; a
-layer in another form is the product of its factors.
+layer in another form is the product of its factors, and a layer in int8 answers as onnxruntime has it, alone.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ from onnxslim_core.search.bypass import Bypass, bypass_of, rows_of
 from onnxslim_core.search.plan import Row, Unit
 from onnxslim_core.search.widths import Limits
 
+from ._precision import Precision, precision_units
 from ._ranks import layers_for_ranks, rank_rows
 
 __all__ = ["ALLOCATIONS", "FORMS", "Demand", "Options", "Width", "set_apart"]
 
 ALLOCATIONS = ("uniform", "global", "macs", "latency", "sensitivity")
-FORMS = ("width", "gone", "rank")
+FORMS = ("width", "gone", "rank", "int8")
 
 Reader = tuple[Consumer, Moments]
 
@@ -61,7 +62,7 @@ class Demand:
         target: Share kept of what the allocation counts: channels for `global`, seconds for `latency`, else
             multiply-adds. Not used by `uniform`.
         ratio: For `uniform`, the share of a group that goes.
-        forms: Kinds of options: "width", "gone".
+        forms: Kinds of options: words of `FORMS`.
         criterion: The order in which channels of a group go.
         limits: The grid of widths and the least that stays.
         repair: A row of `REPAIRS`, or `none`.
@@ -98,7 +99,7 @@ class Options:
 
     Attributes:
         units: What is decided.
-        homes: Parallel to the units: the group, the branch or the layer.
+        homes: Parallel to the units: the group, the branch, the layer that is split, or the layer that is int8.
         refused: Why other groups stay.
         tails: For what options lose.
         consumers: Linear nodes that read channels.
@@ -116,7 +117,7 @@ class Options:
         self.all = stacked(self.model, context.samples)
         self.refused: list[Change] = []
         self.units: list[Unit] = []
-        self.homes: list[Group | Branch | ir.Node] = []
+        self.homes: list[Group | Branch | ir.Node | Precision] = []
         self.branches: list[Branch] = []
         self._bypasses: dict[Branch, tuple[Bypass, Moments]] = {}
         if "gone" in demand.forms:
@@ -184,6 +185,10 @@ class Options:
             elif isinstance(what, Group):
                 reason = "no narrower width is on the grid or within the limits"
                 self.refuse(what.name, "prune channels", "width_on_grid", reason)
+        if "int8" in self.demand.forms:
+            for unit, layer in precision_units(self.model, self.fit, self.probe, self.demand.ignored, context):
+                self.units.append(unit)
+                self.homes.append(layer)
 
     def _readers(self, group: Group) -> list[Reader] | str:
         """Every sum that reads the group with its moments, or why one of them cannot be solved for."""

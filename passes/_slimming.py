@@ -15,6 +15,7 @@ met: parts alone do not add up to the whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,10 +27,12 @@ from onnxslim_core.calibration.tails import Tails
 from onnxslim_core.channels.branches import drop, in_copy
 from onnxslim_core.channels.groups import ChannelGraph, Group
 from onnxslim_core.rewrite import Change, Context
-from onnxslim_core.search.plan import Costs, choose, loss_of
+from onnxslim_core.search.plan import Costs, Unit, choose, loss_of
 
-from ._costs import costs_of
-from ._mending import Choice, carry_out, cut, mended
+from ._costs import costs_of, scaled
+from ._mending import Choice, Mended, carry_out, cut, mended
+from ._narrowing import has_int8, int8_loss, narrowed, rounded
+from ._precision import Precision
 from ._rows import ALLOCATIONS, FORMS, Demand, Options
 
 __all__ = ["ALLOCATIONS", "FORMS", "Demand", "Slimming"]
@@ -38,10 +41,16 @@ _NEAR = 1.5
 """A plan that is predicted to lose more than so many times the best is not mended to be compared."""
 _WIDE = 0.15
 """An interval wider than this says too little, and the plan is timed again."""
+_MIN_COSINE = 0.99
+"""What a plan in int8 has to reach beside the same plan in float, in every part of every output, as in `quantize`."""
 _STEP = 0.02
 """What a target is lowered by, at least, after a plan that misses."""
 _ROUNDS = 5
 """Plans that are cut and timed, at most, until a latency target is met."""
+_TRIES = 3
+"""Plans with int8 that are carried out, at most: what cannot be int8 after all is left out of the next one."""
+_NEVER = 1e6
+"""The loss of an option that is not to be taken."""
 
 
 class Slimming:
@@ -143,20 +152,40 @@ class Slimming:
 
     def _timed(self, costs: Costs) -> list[Change]:
         """The plan under a latency target: planned, cut and timed until the ratio is met."""
-        demand = self._demand
+        demand, options = self._demand, self._options
         if self._context.latency is None:
             reason = "allocation 'latency' needs timing: leave out --no-latency"
-            return [
-                Change(demand.name, (), "plan by latency", reason=reason, guard="timing_on"),
-                *self._options.refused,
-            ]
-        full = costs.total(self._options.units, (0,) * len(self._options.units))
+            return [Change(demand.name, (), "plan by latency", reason=reason, guard="timing_on"), *options.refused]
+        costs = self._as_measured(costs)
+        least = 1.0
+        for _ in range(_TRIES):
+            met, ratios = self._meet(costs)
+            least = min([least, *ratios.values()])
+            if met is None:
+                break
+            rivals = [met, *self._rivals(costs, met)]
+            shown = {"latency_planned": ratios[met]}
+            if not any(has_int8(options, choice) for choice in rivals):
+                return self._finish(rivals, costs, shown)
+            found = self._finish_narrow(rivals, costs, shown)
+            if not isinstance(found, float):
+                return found
+            least = min(least, found)
+        reason = f"the fastest plan within the limits was measured at {least:.2f} of the time"
+        what = f"take no more than {demand.target:g} of the time"
+        return [Change(demand.name, (), what, reason=reason, guard="target_reachable"), *options.refused]
+
+    def _meet(self, costs: Costs) -> tuple[Choice | None, dict[Choice, float]]:
+        """The widest plan seen that keeps the target, and the ratio of all that were timed."""
+        demand, units = self._demand, self._options.units
+        full = costs.total(units, (0,) * len(units))
+        starts = [self._narrowest()] if any(isinstance(each, Precision) for each in self._options.homes) else []
         low, high, target = 0.0, 1.0, demand.target
         met: Choice | None = None
         seen: dict[Choice, float] = {}
         for number in range(_ROUNDS):
             self._context.progress("plan by latency", number, _ROUNDS)
-            choice = choose(self._options.units, costs, target * full)
+            choice = choose(units, costs, target * full, starts)
             if choice is None:
                 low = target
             else:
@@ -173,40 +202,103 @@ class Slimming:
             target = guess if low < guess < high else (low + high) / 2
             if high - low < 0.01:
                 break
-        if met is None:
-            least = min(seen.values(), default=1.0)
-            reason = f"the fastest plan within the limits was measured at {least:.2f} of the time"
-            what = f"take no more than {demand.target:g} of the time"
-            return [Change(demand.name, (), what, reason=reason, guard="target_reachable"), *self._options.refused]
-        rivals = [met]
-        uniform = self._uniform(costs, costs.total(self._options.units, met))
-        if uniform not in (None, met):
-            rivals += [uniform] if self._ratio(uniform) <= demand.target else []
-        return self._finish(rivals, costs, {"latency_planned": seen[met]})
+        return met, seen
+
+    def _narrowest(self) -> Choice:
+        """Every layer in int8 that may be, and nothing else."""
+        return tuple(
+            int(isinstance(what, Precision) and unit.rows[-1].loss < _NEVER)
+            for unit, what in zip(self._options.units, self._options.homes, strict=True)
+        )
+
+    def _as_measured(self, costs: Costs) -> Costs:
+        """Costs that say of the network in int8, nothing cut, what it was measured to take."""
+        whole = self._narrowest()
+        if not any(whole):
+            return costs
+        full = costs.total(self._options.units, (0,) * len(whole))
+        return scaled(costs, self._options.units, whole, self._ratio(whole) * full)
+
+    def _rivals(self, costs: Costs, met: Choice) -> list[Choice]:
+        """Other plans of about the same cost that keep the target: the same share everywhere, all int8, no int8."""
+        options, target = self._options, costs.total(self._options.units, met)
+        found = [self._uniform(costs, target, met)]
+        if has_int8(options, met):
+            found += [choose(self._only(row), costs, target, [self._narrowest()]) for row in (0, 1)]
+        near = _NEAR * loss_of(options.units, met)
+        fit = [c for c in dict.fromkeys(found) if c not in (None, met) and loss_of(options.units, c) <= near]
+        return [choice for choice in fit if self._ratio(choice) <= self._demand.target]
+
+    def _only(self, row: int) -> list[Unit]:
+        """The units, of which those of int8 have but one row that may be taken."""
+        return [
+            replace(unit, rows=tuple(r if n == row else replace(r, loss=_NEVER) for n, r in enumerate(unit.rows)))
+            if isinstance(what, Precision)
+            else unit
+            for unit, what in zip(self._options.units, self._options.homes, strict=True)
+        ]
 
     def _ratio(self, choice: Choice) -> float:
         """Time of a plan over the original's; where the machine is too busy to tell, the median of three timings."""
+        model = rounded(self._options, choice, cut(self._options, choice))
+        return float("inf") if model is None else self._time_of(model)
+
+    def _time_of(self, model: ir.Model) -> float:
         assert self._context.latency is not None
-        model = cut(self._options, choice)
         timings = [self._context.latency(self._options.model, model)]
         while timings[0].high - timings[0].low > _WIDE and len(timings) < 3:
             timings.append(self._context.latency(self._options.model, model))
         return float(np.median([timing.ratio for timing in timings]))
 
-    def _uniform(self, costs: Costs, target: float) -> Choice | None:
-        """The same share of every group, as little as meets the target; None where no share does."""
+    def _finish_narrow(self, choices: Sequence[Choice], costs: Costs, details: dict[str, Any]) -> list[Change] | float:
+        """The best plan carried out in int8; where a layer cannot be int8 and time is short for that, its ratio.
+
+        What was learned about such layers is kept in the units, for the next plan.
+        """
+        best, shown = self._mended_best(choices, costs, details, _NEAR)
+        if not has_int8(self._options, best.choice):
+            return [*self._tell(best.choice), carry_out(self._options, best, shown), *self._options.refused]
+        found = narrowed(self._options, best, shown, _MIN_COSINE)
+        if isinstance(found, str):
+            self._leave_in_float({what.name for what in self._options.homes if isinstance(what, Precision)})
+            return 1.0
+        ratio = self._time_of(found.model)
+        if found.floats and ratio > self._demand.target:
+            self._leave_in_float(found.floats)
+            return ratio
+        model = self._options.model
+        model.graph, model.ir_version = found.model.graph, found.model.ir_version
+        cut_down, in_int8 = found.changes
+        in_int8 = replace(in_int8, details={**in_int8.details, "latency": ratio})
+        return [*self._tell(best.choice), cut_down, in_int8, *self._options.refused]
+
+    def _leave_in_float(self, names: set[str]) -> None:
+        for number, what in enumerate(self._options.homes):
+            if isinstance(what, Precision) and what.name in names:
+                unit = self._options.units[number]
+                rows = (unit.rows[0], *(replace(row, loss=_NEVER) for row in unit.rows[1:]))
+                self._options.units[number] = replace(unit, rows=rows)
+
+    def _uniform(self, costs: Costs, target: float, like: Choice | None = None) -> Choice | None:
+        """The same share of every group, as little as meets the target; None where no share does.
+
+        Args:
+            costs: What the rows cost together.
+            target: In their unit.
+            like: A choice whose int8 layers are taken over.
+        """
         for percent in range(1, 100):
             share = percent / 100
-            choice = self._same_share(partial(_same, share))
+            choice = self._same_share(partial(_same, share), like)
             if costs.total(self._options.units, choice) <= target:
                 return choice
         return None
 
-    def _same_share(self, ratio: Callable[[Group], float]) -> Choice:
+    def _same_share(self, ratio: Callable[[Group], float], like: Choice | None = None) -> Choice:
         """So much of every group, rounded up to what stays; blocks stay."""
         choice = []
-        for unit, what in zip(self._options.units, self._options.homes, strict=True):
-            row = 0
+        for number, (unit, what) in enumerate(zip(self._options.units, self._options.homes, strict=True)):
+            row = like[number] if like is not None and isinstance(what, Precision) else 0
             if isinstance(what, Group):
                 wanted = self._demand.limits.kept(what, int(np.ceil(what.width * (1 - ratio(what)) - 1e-9)))
                 gone = [0, *(len(each.payload.classes) for each in unit.rows[1:])]
@@ -237,27 +329,34 @@ class Slimming:
         if not candidates:
             reason = "the model is within the target as it is"
             return [Change(self._demand.name, (), "plan", reason=reason, guard="worth_cutting"), *self._options.refused]
-        near *= min(loss_of(self._options.units, choice) for choice in candidates)
-        built = [mended(self._options, choice) for choice in candidates if loss_of(self._options.units, choice) <= near]
-        best = min(built, key=lambda each: each.lost)
-        if self._demand.repair != "none":
-            plain = mended(self._options, best.choice, "none")
-            best = plain if plain.lost < best.lost else best  # few samples, and a repair can do harm
-        shown = {
-            "predicted_loss": {str(n): loss_of(self._options.units, each) for n, each in enumerate(candidates)},
-            "measured_loss": best.lost,
-            "cost_ratio": costs.total(self._options.units, best.choice)
-            / costs.total(self._options.units, (0,) * len(self._options.units)),
-            "nodes_solved": len(best.weights),
-            **(details or {}),
-        }
+        best, shown = self._mended_best(candidates, costs, details or {}, near)
         return [*self._tell(best.choice), carry_out(self._options, best, shown), *self._options.refused]
+
+    def _mended_best(
+        self, candidates: Sequence[Choice], costs: Costs, details: dict[str, Any], near: float
+    ) -> tuple[Mended, dict[str, Any]]:
+        """The candidate that loses least on the probes once it is mended, and what to say of it."""
+        options = self._options
+        near *= min(loss_of(options.units, choice) for choice in candidates)
+        built = [mended(options, choice) for choice in candidates if loss_of(options.units, choice) <= near]
+        best = min(built, key=lambda each: each.lost + int8_loss(options, each.choice))
+        if self._demand.repair != "none":
+            plain = mended(options, best.choice, "none")
+            best = plain if plain.lost < best.lost else best  # few samples, and a repair can do harm
+        return best, {
+            "predicted_loss": {str(n): loss_of(options.units, each) for n, each in enumerate(candidates)},
+            "measured_loss": best.lost,
+            "cost_ratio": costs.total(options.units, best.choice)
+            / costs.total(options.units, (0,) * len(options.units)),
+            "nodes_solved": len(best.weights),
+            **details,
+        }
 
     def _tell(self, choice: Choice) -> list[Change]:
         changes = []
         for unit, row, what in zip(self._options.units, choice, self._options.homes, strict=True):
             chosen = unit.rows[row]
-            if len(unit.rows) == 1:
+            if len(unit.rows) == 1 or isinstance(what, Precision):
                 continue
             if row == 0:
                 action = "split the layer" if isinstance(what, ir.Node) else "drop the block"

@@ -16,7 +16,6 @@ Lossy. Needs samples of real inputs, but for `mode = "weights"`. Sources: Jacob 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, final
 
 import onnx_ir as ir
@@ -29,6 +28,7 @@ from onnxslim_core.quant.ranges import METHODS
 from onnxslim_core.rewrite import Change, Context, Kind, weight_bytes
 
 from ._opset import raise_opset
+from ._precision import is_named
 from ._quantize_prepare import prepare
 from ._quantize_static import Search, Wanted
 
@@ -94,7 +94,7 @@ class Quantize:
             prepare(work, context)
         except UnsupportedModel as err:
             return [self._refusal("opset_fits", str(err))]
-        nodes = [node for node in linear_nodes(work) if not self._is_ignored(node)]
+        nodes = [node for node in linear_nodes(work) if not is_named(node, self.ignored)]
         if not nodes:
             return [self._refusal("has_weights", "no Conv, Gemm or MatMul has constant float32 weights")]
         wanted = Wanted(mode, self.min_cosine, self.min_agreement, self.ranges, self.percentile, self.repair, nodes)
@@ -126,7 +126,7 @@ class Quantize:
             raise_opset(model, 13)
         except UnsupportedModel as err:
             return [self._refusal("opset_fits", str(err))]
-        nodes = [node for node in linear_nodes(model) if not self._is_ignored(node)]
+        nodes = [node for node in linear_nodes(model) if not is_named(node, self.ignored)]
         if not nodes:
             return [self._refusal("has_weights", "no Conv, Gemm or MatMul has constant float32 weights")]
         where = tuple(label_of(node) for node in nodes)
@@ -149,10 +149,6 @@ class Quantize:
                 break
         spread = f"{timing.ratio:.2f} of the time ({timing.low:.2f} to {timing.high:.2f})"
         return self._refusal("measured_faster", f"not measured faster: {spread}", details)
-
-    def _is_ignored(self, node: ir.Node) -> bool:
-        names = [node.name or "", str(node.inputs[1].name)] if node.inputs[1] is not None else [node.name or ""]
-        return any(fnmatchcase(name, glob) for name in names for glob in self.ignored)
 
     def _refusal(self, guard: str, reason: str, details: dict[str, Any] | None = None) -> Change:
         return Change(self.name, (), "work on 8-bit integers", reason, guard, details=details or {})

@@ -1,4 +1,4 @@
-"""Widths of channels, whole blocks and ranks in one plan under one target.
+"""Widths of channels, whole blocks, ranks and int8 in one plan under one target.
 
 Every group of channels has its widths on the grid, every residual branch the choice to be gone; what each option
 loses is measured on samples by running the rest of the network with the weights it would have, what it saves is
@@ -9,7 +9,12 @@ share of every group competes, and the winner is mended reader by reader and mea
                              plan is cut and timed as a whole, and planned again until the ratio is met
                 macs         the share of the multiply-adds kept
                 sensitivity  the same, with one threshold on what each group loses by itself
-    forms       width, gone, rank
+    forms       width, gone, rank, int8
+
+With `int8` among the forms (for `latency` alone), every layer is timed in float and in int8 at every width, and its
+loss in int8 measured; conversions between neighbours have their price. What is cut is cut and mended in float, then
+the layers that the plan has in int8 are quantized as `quantize` does it (ranges, repair, and a check on samples set
+aside, that may put a layer back into float), and the target has to hold for the whole as it then is.
 
 Lossy; needs samples of real inputs. Refuses where no plan meets the target, or where nothing is timed and `latency`
 was asked for. Sources: ZipLM (Kurtic et al., NeurIPS 2023) for tables of measured time with second-order losses;
@@ -48,8 +53,8 @@ class Slim:
     """Share kept of what the allocation counts: of the time for `latency`, of the multiply-adds else."""
     allocation: str = "latency"
     """`latency`, `macs` or `sensitivity`."""
-    forms: tuple[str, ...] = FORMS
-    """Kinds of options: `width` of channels, blocks that are `gone`, `rank` of layers."""
+    forms: tuple[str, ...] = ("width", "gone", "rank")
+    """Kinds of options: `width` of channels, blocks that are `gone`, `rank` of layers, layers in `int8`."""
     criterion: str = "obs"
     """The order in which the channels of a group go."""
     round_to: int | str = "auto"
@@ -74,6 +79,8 @@ class Slim:
         ):
             if value not in allowed:
                 raise RecipeError(f"{name} of slim is '{value}'", f"one of {', '.join(allowed)}")
+        if "int8" in self.forms and self.allocation != "latency":
+            raise RecipeError(f"forms of slim holds 'int8', allocation is '{self.allocation}'", "allocation 'latency'")
         if not self.forms:
             raise RecipeError("forms of slim is empty", f"some of {', '.join(FORMS)}")
         if self.round_to != "auto" and not (isinstance(self.round_to, int) and self.round_to >= 1):

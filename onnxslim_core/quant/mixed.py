@@ -9,7 +9,7 @@ been measured as a whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -61,12 +61,22 @@ class Choice:
 
 
 def alone(
-    draft: Variants, judge: Judge, left: Collection[ir.Node] = (), progress: Progress | None = None
+    draft: Variants,
+    damage: Callable[[ir.Model], float],
+    left: Collection[ir.Node] = (),
+    progress: Progress | None = None,
 ) -> dict[ir.Node, float]:
-    """The damage of each layer with all others in float."""
+    """The damage of each layer with all others in float.
+
+    Args:
+        draft: The model.
+        damage: Measured on a variant.
+        left: Nodes between the layers that stay in float.
+        progress: Told after every layer.
+    """
     found: dict[ir.Node, float] = {}
     for number, node in enumerate(draft.linear):
-        found[node] = judge.look(draft.variant(draft.layout([node], left))).damage
+        found[node] = damage(draft.variant(draft.layout([node], left)))
         if progress is not None:
             progress("layers alone", number + 1, len(draft.linear))
     return found

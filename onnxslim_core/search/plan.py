@@ -10,6 +10,10 @@ factors of a layer of what its units leave of it.
 For separable costs this is the multiple-choice knapsack, solved exactly (up to the buckets) by dynamic programming.
 For coupled ones the savings are linearised around the last choice and solved for again until nothing moves; every
 choice that counts is judged by its true cost, and what slack is left is given back, the largest loss first.
+
+A layer that can work on other numbers (int8) has a term per kind of numbers, of which its unit lets one count, and
+each reads its own column of shares: half the channels may be half the time in float, and no time in int8. Where two
+neighbours differ, the conversion between them is a term with a factor from each.
 """
 
 from __future__ import annotations
@@ -39,12 +43,18 @@ class Row:
         loss: Of the answers, comparable over units.
         left: Share of the unit's cost that is left, 0..1 (above 1: it costs more than what it replaces).
         payload: What the option is, for whoever carries it out.
+        other: The same share in the second column (of what layers take in int8); None where it is the same.
     """
 
     what: str
     loss: float
     left: float
     payload: Any = None
+    other: float | None = None
+
+    def share(self, column: int) -> float:
+        """What is left, as a term of this column sees it: 0 or 1."""
+        return self.left if column == 0 or self.other is None else self.other
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,11 +74,22 @@ class Term:
         factors: Per factor: unit -> the part (0..1) of that factor that is the unit's.
         instead: A unit whose share counts in place of all factors where it is smaller: two ways to make a layer
             cheaper of which the second gains nothing on top of the first; -1 where there is none.
+        columns: Per factor, which share of a row it reads; empty where all read the first.
     """
 
     base: float
     factors: tuple[Mapping[int, float], ...]
     instead: int = -1
+    columns: tuple[int, ...] = ()
+
+    def pairs(self) -> list[tuple[Mapping[int, float], int]]:
+        """Each factor with its column."""
+        return list(zip(self.factors, self.columns or (0,) * len(self.factors), strict=True))
+
+    @property
+    def column(self) -> int:
+        """That of the first factor, which `instead` reads too."""
+        return self.columns[0] if self.columns else 0
 
     def units(self) -> set[int]:
         """The units that it depends on."""
@@ -93,18 +114,19 @@ class Costs:
             for term in self.terms:
                 for concerned in term.units():
                     self._of.setdefault(concerned, []).append(term)
-        left = [unit.rows[row].left for unit, row in zip(units, choice, strict=True)]
+        left = [[unit.rows[row].share(column) for unit, row in zip(units, choice, strict=True)] for column in (0, 1)]
         found = []
         for number, unit in enumerate(units):
-            own = np.array([row.left for row in unit.rows])
-            costs = np.zeros(len(own))
+            own = [np.array([row.share(column) for row in unit.rows]) for column in (0, 1)]
+            costs = np.zeros(len(unit.rows))
             for term in self._of.get(number, ()):
-                share = np.ones(len(own))
-                for factor in term.factors:
-                    others = 1.0 - sum(part * (1.0 - left[u]) for u, part in factor.items() if u != number)
-                    share *= np.maximum(others - factor.get(number, 0.0) * (1.0 - own), 0.0)
+                share = np.ones(len(unit.rows))
+                for factor, c in term.pairs():
+                    others = 1.0 - sum(part * (1.0 - left[c][u]) for u, part in factor.items() if u != number)
+                    share *= np.maximum(others - factor.get(number, 0.0) * (1.0 - own[c]), 0.0)
                 if term.instead >= 0:
-                    share = np.minimum(share, own if term.instead == number else left[term.instead])
+                    c = term.column
+                    share = np.minimum(share, own[c] if term.instead == number else left[c][term.instead])
                 costs += term.base * share
             found.append(costs[0] - costs)
         return found
@@ -112,10 +134,10 @@ class Costs:
 
 def _cost(term: Term, units: Sequence[Unit], choice: Sequence[int]) -> float:
     share = 1.0
-    for factor in term.factors:
-        share *= max(1.0 - sum(part * (1.0 - units[u].rows[choice[u]].left) for u, part in factor.items()), 0.0)
+    for factor, c in term.pairs():
+        share *= max(1.0 - sum(part * (1.0 - units[u].rows[choice[u]].share(c)) for u, part in factor.items()), 0.0)
     if term.instead >= 0:
-        share = min(share, units[term.instead].rows[choice[term.instead]].left)
+        share = min(share, units[term.instead].rows[choice[term.instead]].share(term.column))
     return term.base * share
 
 
@@ -124,28 +146,30 @@ def loss_of(units: Sequence[Unit], choice: Sequence[int]) -> float:
     return float(sum(unit.rows[row].loss for unit, row in zip(units, choice, strict=True)))
 
 
-def choose(units: Sequence[Unit], costs: Costs, target: float) -> Choice | None:
+def choose(units: Sequence[Unit], costs: Costs, target: float, starts: Sequence[Choice] = ()) -> Choice | None:
     """The choice of least loss among those found that cost at most `target`; None where no choice is that cheap.
 
     Args:
         units: What is decided.
         costs: What the rows cost together.
         target: In the unit of the costs.
+        starts: Where to begin as well: from "nothing" no way may lead to a choice that pays only as a whole.
     """
     best: Choice | None = None
-    choice: Choice = (0,) * len(units)
     seen: set[Choice] = set()
-    for _ in range(_ROUNDS):
-        if choice in seen:
-            break
-        seen.add(choice)
-        savings = costs.savings(units, choice)
-        here = costs.total(units, choice)
-        need = here - target + sum(float(saved[row]) for saved, row in zip(savings, choice, strict=True))
-        choice = _knapsack(units, savings, need)
-        found = _mended(units, costs, target, choice)
-        if found is not None and (best is None or loss_of(units, found) < loss_of(units, best)):
-            best = found
+    for start in ((0,) * len(units), *starts):
+        choice: Choice = start
+        for _ in range(_ROUNDS):
+            if choice in seen:
+                break
+            seen.add(choice)
+            savings = costs.savings(units, choice)
+            here = costs.total(units, choice)
+            need = here - target + sum(float(saved[row]) for saved, row in zip(savings, choice, strict=True))
+            choice = _knapsack(units, savings, need)
+            found = _mended(units, costs, target, choice)
+            if found is not None and (best is None or loss_of(units, found) < loss_of(units, best)):
+                best = found
     if best is None:
         least = tuple(int(np.argmin([row.left for row in unit.rows])) for unit in units)
         best = _mended(units, costs, target, least)

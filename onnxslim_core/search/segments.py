@@ -20,9 +20,10 @@ from onnxslim_core.channels.groups import ChannelGraph, Group, analyse
 from onnxslim_core.channels.removal import remove_atoms
 from onnxslim_core.errors import SlimError
 from onnxslim_core.model import load
+from onnxslim_core.ops.flow import ShapesLike
 from onnxslim_core.rewrite import Sample
 
-__all__ = ["Segment", "segment_of", "segment_of_nodes"]
+__all__ = ["Segment", "part_of", "segment_of", "segment_of_nodes"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +74,17 @@ def segment_of(channels: ChannelGraph, group: Group) -> Segment | None:
 
 def segment_of_nodes(channels: ChannelGraph, nodes: Sequence[ir.Node]) -> Segment | None:
     """Some nodes as a part; None where the sizes or types of what they read are not known."""
-    model, shapes = channels.flow.model, channels.flow.shapes
+    return part_of(channels.flow.model, channels.flow.shapes, nodes)
+
+
+def part_of(model: ir.Model, shapes: ShapesLike, nodes: Sequence[ir.Node]) -> Segment | None:
+    """As `segment_of_nodes`, of a model whose channels nobody has looked at.
+
+    Args:
+        model: Where the nodes stand.
+        shapes: ShapesLike, and types where known, of its values.
+        nodes: In the order of the graph.
+    """
     inside = set(nodes)
     read: dict[ir.Value, None] = {}
     for node in nodes:
@@ -88,7 +99,7 @@ def segment_of_nodes(channels: ChannelGraph, nodes: Sequence[ir.Node]) -> Segmen
         for v in node.outputs
         if v.is_graph_output() or any(user not in inside for user, _ in verbs.users_of(v)[0])
     ]
-    types = {value: _dtype(channels, value) for value in read}
+    types = {value: _dtype(shapes, value) for value in read}
     if not made or any(types[value] is None or value not in shapes.shape for value in read):
         return None
     rng = np.random.default_rng(0)
@@ -107,6 +118,6 @@ def segment_of_nodes(channels: ChannelGraph, nodes: Sequence[ir.Node]) -> Segmen
     return Segment(tuple(nodes), proto, sample)
 
 
-def _dtype(channels: ChannelGraph, value: ir.Value) -> np.dtype | None:
-    known = getattr(channels.flow.shapes, "dtype", {}).get(value, value.dtype)
+def _dtype(shapes: ShapesLike, value: ir.Value) -> np.dtype | None:
+    known = getattr(shapes, "dtype", {}).get(value, value.dtype)
     return None if known is None or known == ir.DataType.STRING else np.dtype(known.numpy())
