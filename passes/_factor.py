@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxslim_core.errors import MeasureError
 from onnxslim_core.graph import array_of, attribute, is_op, opset_of
 from onnxslim_core.lowrank.forms import Offer, held_error
 from onnxslim_core.lowrank.gather import Seen
 from onnxslim_core.lowrank.split import split
 from onnxslim_core.lowrank.weights import weight_of
+from onnxslim_core.measure.pieces import Table
 from onnxslim_core.measure.shapes import Shapes
-from onnxslim_core.rewrite import Context, Timing
+from onnxslim_core.rewrite import Timing
 
-__all__ = ["Layer", "Stopwatch", "layers_of"]
+__all__ = ["Layer", "layers_of", "timed"]
 
 _NARROW = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4)
 
@@ -116,40 +116,16 @@ def _is_computed(value: ir.Value | None) -> bool:
     return quantized
 
 
-class Stopwatch:
-    """Times layers alone against what they are split into; equal layers are timed once."""
+def timed(layer: Layer, offer: Offer, model: ir.Model, table: Table) -> Timing | None:
+    """The layer alone against what it is split into, at its real shapes; None where that is not possible."""
+    if not layer.x or layer.weight is None:
+        return None
 
-    def __init__(self, model: ir.Model, context: Context) -> None:
-        self._model = model
-        self._latency = context.latency
-        self._known: dict[object, Timing | None] = {}
+    def change(alone: ir.Model) -> bool:
+        split(alone, next(iter(alone.graph)), dataclasses.replace(offer, mean=None))
+        return True
 
-    def __call__(self, layer: Layer, offer: Offer) -> Timing | None:
-        """The layer against its parts, at its real shapes; None where that is not possible."""
-        if self._latency is None or not layer.x or layer.weight is None:
-            return None
-        key = (
-            _settings(layer),
-            layer.x,
-            layer.weight.shape,
-            layer.weight.dtype.str,
-            layer.kernel,
-            offer.form,
-            offer.ranks,
-        )
-        if key not in self._known:
-            reference, candidate = (_alone(layer, self._model) for _ in range(2))
-            split(candidate, next(iter(candidate.graph)), dataclasses.replace(offer, mean=None))
-            try:
-                self._known[key] = self._latency(reference, candidate)
-            except MeasureError:
-                self._known[key] = None
-        return self._known[key]
-
-
-def _settings(layer: Layer) -> object:
-    node = layer.node
-    return node.op_type, len(node.inputs), tuple(sorted((key, str(a.value)) for key, a in node.attributes.items()))
+    return table.against(_alone(layer, model), change, f"{offer.form} {offer.ranks}")
 
 
 def _alone(layer: Layer, model: ir.Model) -> ir.Model:

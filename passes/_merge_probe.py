@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from onnxslim_core.errors import MeasureError
 from onnxslim_core.graph import attribute, opset_of
+from onnxslim_core.measure.pieces import Table
 from onnxslim_core.measure.shapes import Shapes, concrete_shapes
 from onnxslim_core.rewrite import Context, Timing, weight_bytes
 
@@ -37,7 +37,7 @@ def freed_bytes(nodes: Sequence[ir.Node]) -> int:
 
 @dataclass(slots=True)
 class Probe:
-    """Times places of one model, each kind once, and keeps count of what merges add.
+    """Times places of one model, equal ones once, and keeps count of what merges add.
 
     Attributes:
         model: Whose shapes at the sample's sizes are looked up when the first place is timed.
@@ -51,7 +51,10 @@ class Probe:
     allowance: float
     asks: bool = True
     _shapes: Shapes | None = None
-    _timed: dict[Hashable, Timing | None] = field(default_factory=dict)
+    _table: Table = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._table = Table.of(self.context)
 
     @classmethod
     def of(cls, model: ir.Model, context: Context) -> Probe:
@@ -69,38 +72,9 @@ class Probe:
             return None
         if self._shapes is None:
             self._shapes = concrete_shapes(self.model, self.context.samples[0] if self.context.samples else None)
-        key = _kind(nodes, self._shapes)
-        if key is None or (key not in self._timed and len(self._timed) >= _MOST):
-            return None
-        if key not in self._timed:
-            self._timed[key] = self._time(nodes, rewritten)
-        return self._timed[key]
-
-    def _time(self, nodes: Sequence[ir.Node], rewritten: Callable[[ir.Model], bool]) -> Timing | None:
-        assert self._shapes is not None and self.context.latency is not None
-        reference, candidate = (cut(nodes, self._shapes, self.model) for _ in range(2))
-        if reference is None or candidate is None or not rewritten(candidate):
-            return None
-        try:
-            return self.context.latency(reference, candidate)
-        except MeasureError:
-            return None
-
-
-def _kind(nodes: Iterable[ir.Node], shapes: Shapes) -> Hashable | None:
-    """What decides about the time of these nodes: operators, attributes, sizes; None where a size is not known."""
-    found: list[Hashable] = []
-    for node in nodes:
-        sizes = [None if v is None else _shape(v, shapes) for v in node.inputs]
-        if any(v is not None and s is None for v, s in zip(node.inputs, sizes, strict=True)):
-            return None
-        found.append((node.op_type, tuple(sizes), tuple((n, attribute(node, n)) for n in sorted(node.attributes))))
-    return tuple(found)
-
-
-def _shape(value: ir.Value, shapes: Shapes) -> tuple[int, ...] | None:
-    array = constant(value)
-    return shapes.shape.get(value) if array is None else array.shape
+        place = cut(nodes, self._shapes, self.model)
+        fresh = self._table.timed < _MOST
+        return None if place is None else self._table.against(place, rewritten, "merge", fresh=fresh)
 
 
 def cut(nodes: Sequence[ir.Node], shapes: Shapes, model: ir.Model) -> ir.Model | None:

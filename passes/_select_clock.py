@@ -12,8 +12,9 @@ import onnx_ir as ir
 from onnxslim_core import graph as verbs
 from onnxslim_core.errors import MeasureError
 from onnxslim_core.graph import attribute, users_of
+from onnxslim_core.measure.pieces import Table, settled
 from onnxslim_core.measure.shapes import Shapes, concrete_shapes
-from onnxslim_core.rewrite import Context, Edit
+from onnxslim_core.rewrite import Context, Edit, Timing
 
 from ._affine import constant
 from ._merge_probe import cut
@@ -21,11 +22,8 @@ from ._select import Place, Selection, places_of
 
 __all__ = ["Clock"]
 
-_STUDENT = {3: 4.303, 4: 3.182, 5: 2.776}
-"""Two-sided 95 % quantiles of Student's t for the mean of so many timings."""
-_PROBES = max(_STUDENT)
-_NOISE = 0.01
-"""Ratios that agree by chance are not taken to be nearer to the truth than this."""
+_PROBES = 5
+"""Timings that are made at most of what the first ones do not decide."""
 
 
 @dataclass(slots=True)
@@ -43,7 +41,10 @@ class Clock:
     model: ir.Model
     context: Context
     _shapes: Shapes | None = None
-    _timed: dict[Hashable, str | None] = field(default_factory=dict)
+    _table: Table = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._table = Table.of(self.context)
 
     def ask(self, selections: Sequence[Selection]) -> dict[Selection, str]:
         """Why some of them are not faster; those that are, are absent.
@@ -70,38 +71,14 @@ class Clock:
                     todo += [(first, middle), (middle, last)]
         return slow
 
-    def _why_not(self, selection: Selection) -> str | None:
-        """Why the branch with the selection is not faster than the branch as it is; None where it is."""
-        key = self._family(selection), selection.place.width, len(selection.kept)
-        if key not in self._timed:
-            self._timed[key] = self._timed_alone(selection)
-        return self._timed[key]
-
     def why_not(self, reference: ir.Model, candidate: ir.Model) -> str | None:
-        """Why a model is not faster than another one; None where it is.
-
-        A short timing of a large model has few sessions, and so a wide interval: where it says nothing, further ones
-        are made, and their ratios are judged together (Student's t on the logarithms).
-        """
+        """Why a whole model is not faster than another one; None where it is."""
         if self.context.latency is None:
             return "nothing is timed"
-        logs: list[float] = []
-        low, high = 0.0, 0.0
-        while len(logs) < _PROBES:
-            try:
-                timing = self.context.latency(reference, candidate)
-            except MeasureError as err:
-                return f"cannot be timed: {err}"
-            logs.append(float(np.log(timing.ratio)))
-            low, high = timing.low, timing.high
-            if len(logs) in _STUDENT:
-                spread = max(_STUDENT[len(logs)] * float(np.std(logs, ddof=1)) / len(logs) ** 0.5, _NOISE)
-                low, high = (float(np.exp(np.mean(logs) + side * spread)) for side in (-1, 1))
-            if high < 1:
-                return None
-            if low >= 1:
-                break
-        return f"not measured faster: {np.exp(np.mean(logs)):.2f} of the time ({low:.2f} to {high:.2f})"
+        try:
+            return _said(settled(self.context.latency, reference, candidate, _PROBES))
+        except MeasureError as err:
+            return f"cannot be timed: {err}"
 
     def _shape(self, value: ir.Value) -> tuple[int, ...] | None:
         if self._shapes is None:
@@ -120,14 +97,27 @@ class Clock:
             told.append((node.op_type, weight, plain))
         return tuple(told)
 
-    def _timed_alone(self, selection: Selection) -> str | None:
+    def _why_not(self, selection: Selection) -> str | None:
+        """Why the branch with the selection is not faster than the branch as it is; None where it is."""
+        if self.context.latency is None:
+            return "nothing is timed"
         assert self._shapes is not None  # the family has asked for them
-        models = [_alone(selection.place, self._shapes) for _ in range(2)]
-        if models[0] is None or models[1] is None:
+        branch = _alone(selection.place, self._shapes)
+        if branch is None:
             return "its sizes are not known, so it cannot be timed"
-        (alone,) = places_of(models[1])
-        Selection(alone, selection.kept).carry_out(Edit(verbs.Names(models[1])))
-        return self.why_not(models[0], models[1])
+
+        def change(model: ir.Model) -> bool:
+            (place,) = places_of(model)
+            Selection(place, selection.kept).carry_out(Edit(verbs.Names(model)))
+            return True
+
+        found = self._table.against(branch, change, f"select {len(selection.kept)}", most=_PROBES)
+        return "cannot be timed" if found is None else _said(found)
+
+
+def _said(timing: Timing) -> str | None:
+    spread = f"{timing.ratio:.2f} of the time ({timing.low:.2f} to {timing.high:.2f})"
+    return None if timing.high < 1 else f"not measured faster: {spread}"
 
 
 def _alone(place: Place, shapes: Shapes) -> ir.Model | None:

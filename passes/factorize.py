@@ -40,11 +40,12 @@ from onnxslim_core.lowrank.gather import Seen, gather
 from onnxslim_core.lowrank.ranks import choose
 from onnxslim_core.lowrank.split import split, stored
 from onnxslim_core.lowrank.weights import shifted
+from onnxslim_core.measure.pieces import Table
 from onnxslim_core.measure.shapes import concrete_shapes
 from onnxslim_core.repair.sequential import Refit
 from onnxslim_core.rewrite import Change, Context, Kind
 
-from ._factor import Layer, Stopwatch, layers_of
+from ._factor import Layer, layers_of, timed
 from ._factor_record import details_of, how, refusal, what
 
 __all__ = ["Factorize"]
@@ -188,10 +189,10 @@ class Factorize:
             self._study(layers, model, context, sampled)
             wanted = self._wanted(layers)
         reference = model.clone() if given and self.repair != "none" and any(wanted) else None
-        names, watch = Names(model), Stopwatch(model, context)
+        names, table = Names(model), Table.of(context)
         for done, (layer, candidates) in enumerate(zip(layers, wanted, strict=True)):
             context.progress(self.name, done, len(layers))
-            changes.append(self._factorize(layer, candidates, model, names, watch))
+            changes.append(self._factorize(layer, candidates, model, names, table))
             layer.offers, layer.seen = [], None
         done_to = [layer.node for layer in layers if layer.halved]
         return changes if reference is None else [*changes, *self._mend(done_to, reference, model, context)]
@@ -288,7 +289,7 @@ class Factorize:
         return sorted(found, key=_cost)
 
     def _factorize(
-        self, layer: Layer, candidates: Sequence[Offer], model: ir.Model, names: Names, watch: Stopwatch
+        self, layer: Layer, candidates: Sequence[Offer], model: ir.Model, names: Names, table: Table
     ) -> Change:
         if not candidates:
             return refusal(layer, "pays", self._too_dear(layer))
@@ -302,7 +303,7 @@ class Factorize:
                 refusals.append(refusal(layer, "representable", reason, details))
                 continue
             details["latency"] = "not measured"
-            timing = watch(layer, offer) if self.measure != "never" else None
+            timing = timed(layer, offer, model, table) if self.measure != "never" else None
             if timing is not None:
                 details["latency"] = {"ratio": timing.ratio, "low": timing.low, "high": timing.high}
                 if timing.high >= 1:

@@ -30,7 +30,17 @@ from onnxslim_core.rewrite import Progress, Sample
 if TYPE_CHECKING:
     from onnxslim_core.model import Model
 
-__all__ = ["Alone", "Interval", "Latency", "Stopwatch", "compare_latency", "interval", "measure_alone", "time_rounds"]
+__all__ = [
+    "Alone",
+    "Interval",
+    "Latency",
+    "Stopwatch",
+    "compare_latency",
+    "interval",
+    "measure_alone",
+    "student",
+    "time_rounds",
+]
 
 Call = Callable[[], object]
 
@@ -263,19 +273,20 @@ def interval(rounds: Sequence[np.ndarray], *, seed: int = 0, resamples: int = _R
         chosen = [rounds[i] for i in rng.integers(0, count, count)]
         medians[index] = np.median(np.concatenate([r[rng.integers(0, len(r), len(r))].reshape(-1) for r in chosen]))
     low, high = np.quantile(medians, [0.025, 0.975])
-    widen = _student(count - 1) / 1.96 * (count / (count - 1)) ** 0.5
+    widen = student(count - 1) / 1.96 * (count / (count - 1)) ** 0.5
     low, high = centre - widen * max(centre - low, 0.0), centre + widen * max(high - centre, 0.0)
     return Interval(float(np.exp(centre)), float(np.exp(low)), float(np.exp(high)))
 
 
-def _student(degrees: int) -> float:
+def student(degrees: int) -> float:
+    """Two-sided 95 % quantile of Student's t."""
     return _STUDENT[degrees - 1] if degrees <= len(_STUDENT) else 1.96 + 2.5 / degrees
 
 
 def _spread(rounds: Sequence[np.ndarray]) -> float:
     """About how wide the interval is, from the rounds' medians alone: cheap enough to ask after every round."""
     medians = np.array([np.median(r) for r in rounds])
-    return float(2 * 1.25 * _student(len(rounds) - 1) * medians.std(ddof=1) / len(rounds) ** 0.5)
+    return float(2 * 1.25 * student(len(rounds) - 1) * medians.std(ddof=1) / len(rounds) ** 0.5)
 
 
 def time_rounds(

@@ -1,9 +1,10 @@
 """Parts of a model timed against each other: how much of its time a part takes with other widths or in another form.
 
 A part is a small model of its own. All its variants are called in turns within one process, in shuffled order, over
-freshly built sessions, as whole models are in `latency.py`; what counts is the ratio to the part as it is. Ratios are
-kept on disk per CPU, onnxruntime version and threads under a hash of the structure (operators, attributes, shapes; no
-names, no weights), so that equal parts are timed once.
+freshly built sessions, as whole models are in `latency.py`; what counts is the ratio to the part as it is. A plan wants
+the ratios of many variants (`Table.left`), who asks whether one change pays wants an interval (`Table.against`). Both
+are kept on disk per CPU, onnxruntime version and threads under a hash of the structure (operators, attributes, shapes;
+no names, no weights), so that equal parts are timed once; an interval that says nothing is not kept.
 """
 
 from __future__ import annotations
@@ -14,22 +15,55 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 
-from onnxslim_core.measure.latency import Call, time_rounds
+from onnxslim_core.errors import MeasureError
+from onnxslim_core.measure.latency import Call, Interval, student, time_rounds
 from onnxslim_core.measure.processor import processor
 from onnxslim_core.measure.session import feeds_for, open_piece, run
-from onnxslim_core.rewrite import Sample
+from onnxslim_core.rewrite import Context, Sample, Timing
 
-__all__ = ["Table", "cache_folder", "structure"]
+__all__ = ["Table", "cache_folder", "settled", "structure"]
+
+Clock = Callable[[ir.Model, ir.Model], Timing]
 
 _SECONDS = 0.08
 """Spent on each variant of a part; a part that takes longer than this is called three times per session."""
+_NOISE = 0.01
+"""Ratios that agree by chance are not taken to be nearer to the truth than this."""
+
+
+def settled(latency: Clock, reference: ir.Model, candidate: ir.Model, most: int = 1) -> Interval:
+    """Time two models against each other until the interval does not hold 1.
+
+    A short timing has few sessions, and so a wide interval: where it says nothing, further ones are made, and from
+    three on their ratios are judged together (Student's t on the logarithms).
+
+    Args:
+        latency: Times them once.
+        reference: What the candidate is held against.
+        candidate: Takes the same sample.
+        most: Timings that are made at most.
+
+    Raises:
+        MeasureError: if one of them does not load or run.
+    """
+    logs: list[float] = []
+    while True:
+        timing = latency(reference, candidate)
+        logs.append(float(np.log(timing.ratio)))
+        mean, low, high = float(np.mean(logs)), timing.low, timing.high
+        if len(logs) >= 3:
+            spread = max(student(len(logs) - 1) * float(np.std(logs, ddof=1)) / len(logs) ** 0.5, _NOISE)
+            low, high = float(np.exp(mean - spread)), float(np.exp(mean + spread))
+        if high < 1 or low >= 1 or len(logs) >= most:
+            return Interval(float(np.exp(mean)), low, high)
 
 
 class Table:
@@ -38,13 +72,68 @@ class Table:
     Args:
         threads: For onnxruntime.
         folder: Where the table is kept; None keeps it in memory.
+        latency: Times two models in turns, for `against`; None times nothing.
+
+    Attributes:
+        timed: How much was not known and had to be timed.
     """
 
-    def __init__(self, threads: int = 1, folder: Path | None = None) -> None:
-        self._threads = threads
+    def __init__(self, threads: int = 1, folder: Path | None = None, latency: Clock | None = None) -> None:
+        self._threads, self._latency = threads, latency
+        self._compared: dict[tuple[str, str], Interval | None] = {}
         self._path = None if folder is None else folder / f"latency-{_machine(threads)}.json"
         self._known: dict[str, float] = _read(self._path)
         self.timed = 0
+
+    @classmethod
+    def of(cls, context: Context) -> Table:
+        """For a pass; what a clock that is not this package's own says is not kept on disk."""
+        ours = (getattr(context.latency, "__module__", None) or "").partition(".")[0] == __name__.partition(".")[0]
+        return cls(context.threads, cache_folder() if ours else None, context.latency)
+
+    def against(
+        self,
+        reference: ir.Model,
+        change: Callable[[ir.Model], bool],
+        what: str,
+        *,
+        most: int = 1,
+        fresh: bool = True,
+    ) -> Interval | None:
+        """The time of what a part might become over its own; None where that is not known and cannot be timed.
+
+        Args:
+            reference: The part as it is, at concrete sizes.
+            change: Makes of a copy what it might become; False where it cannot.
+            what: Names the change: parts that are equal become equal by it.
+            most: As in `settled`.
+            fresh: False where only what was asked before is told.
+        """
+        before = structure(ir.to_proto(reference))
+        if (before, what) in self._compared:
+            return self._compared[before, what]
+        if self._latency is None or not fresh:
+            return None
+        candidate = reference.clone()
+        if not change(candidate):
+            return None
+        key = f"{before}>{structure(ir.to_proto(candidate))}"
+        kept = [self._known[name] for end in ("ratio", "low", "high") if (name := f"{key}.{end}") in self._known]
+        found = Interval(*kept) if len(kept) == 3 else self._time(key, reference, candidate, most)
+        self._compared[before, what] = found
+        return found
+
+    def _time(self, key: str, reference: ir.Model, candidate: ir.Model, most: int) -> Interval | None:
+        assert self._latency is not None
+        self.timed += 1
+        try:
+            found = settled(self._latency, reference, candidate, most)
+        except MeasureError:
+            return None
+        if found.high < 1 or found.low >= 1:
+            self._known |= {f"{key}.ratio": found.ratio, f"{key}.low": found.low, f"{key}.high": found.high}
+            self.save()
+        return found
 
     def left(self, part: onnx.ModelProto, variants: Sequence[onnx.ModelProto], sample: Sample) -> list[float]:
         """The seconds of a part, and then of each variant the share of them that it takes.
