@@ -29,6 +29,7 @@ from onnxslim_core.channels.groups import ChannelGraph, Group
 from onnxslim_core.channels.removal import remove_atoms
 from onnxslim_core.channels.trace import trace
 from onnxslim_core.channels.twin import twin_of
+from onnxslim_core.criteria.random_search import polish
 from onnxslim_core.criteria.table import MEASURED, curve_of
 from onnxslim_core.errors import InternalError
 from onnxslim_core.lowrank.forms import weights_like
@@ -69,7 +70,8 @@ def mended(options: Options, choice: Choice, repair: str | None = None) -> Mende
     """What a plan comes to: the classes that go, and the weights of every reader solved anew, one after the other.
 
     The copy on which this is found keeps its full widths. What goes has rows of zeros, and which channels these
-    are is decided only when their reader is reached, on what it reads by then.
+    are is decided only when their reader is reached, on what it reads by then. A polish of that choice stays where
+    the whole loses less by it.
 
     Args:
         options: The units.
@@ -77,6 +79,14 @@ def mended(options: Options, choice: Choice, repair: str | None = None) -> Mende
         repair: In place of the one that is asked for.
     """
     repair = options.demand.repair if repair is None else repair
+    found = _mended(options, choice, repair, 0)
+    if not options.demand.polish or repair == "none":
+        return found
+    return min(found, _mended(options, choice, repair, options.demand.polish), key=lambda each: each.lost)
+
+
+def _mended(options: Options, choice: Choice, repair: str, tries: int) -> Mended:
+    """One way to do it, with so many swaps tried in every group."""
     work = options.model.clone()
     widths, branches, ranks = _chosen(options, choice)
     for branch in in_copy(work, branches):
@@ -107,6 +117,7 @@ def mended(options: Options, choice: Choice, repair: str | None = None) -> Mende
             setting = options.setting(group)
             free = group.classes[group.free]
             goes = curve_of(options.demand.criterion, [(consumer, moments)], free, setting).order[:count]
+            goes = polish([(consumer, moments)], goes, free, setting, tries) if tries else goes
             classes.extend(int(root) for root in goes)
             mine = np.repeat(~np.isin(consumer.classes, goes), consumer.taps)
             found = mine if found is None else found & mine

@@ -67,6 +67,7 @@ class Demand:
         limits: The grid of widths and the least that stays.
         repair: A row of `REPAIRS`, or `none`.
         ignored: Globs over nodes; a branch that holds one of them stays.
+        polish: Swaps tried per group once its width is settled (`criteria.random_search`).
     """
 
     name: str
@@ -78,6 +79,7 @@ class Demand:
     limits: Limits
     repair: str
     ignored: tuple[str, ...] = ()
+    polish: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -92,6 +92,8 @@ class PruneChannels:
     """Whether norms and means over channels may lose some, and are then computed over the channels that stay."""
     repair: str = "auto"
     """`least_squares`, `scale`, `variance` (on samples), `bias`, `none`; `auto`: the first, without samples `bias`."""
+    polish: int = 0
+    """Swaps of a channel that goes for one that stays, tried in every group; for criteria from samples but `obs`."""
     override: tuple[Override, ...] = ()
     """Other `ratio`, `round_to`, `max_ratio` or `min_width` for the groups that a glob fits, or `keep = true`."""
 
@@ -110,6 +112,10 @@ class PruneChannels:
                 raise RecipeError(f"{name} of prune_channels is {share}", "a share from 0 to 1")
         if self.min_width < 1:
             raise RecipeError(f"min_width of prune_channels is {self.min_width}", "a number from 1")
+        if self.polish < 0:
+            raise RecipeError(f"polish of prune_channels is {self.polish}", "a number from 0")
+        if self.polish and not self._from_samples:
+            raise RecipeError("polish of prune_channels needs a criterion from samples", f"one of {', '.join(SAMPLED)}")
         if self.allocation == "uniform" and self.target is not None:
             raise RecipeError("target of prune_channels needs another allocation", "uniform takes ratio")
         if self.allocation != "uniform" and self.target is None:
@@ -134,7 +140,7 @@ class PruneChannels:
             return [Change(self.name, (), "prune channels", reason=str(err), guard="sizes_known")]
         limits = limits_of(self)
         groups, refused = free_groups(self, channels)
-        if self.criterion in SAMPLED or self.allocation in _MEASURED:
+        if self._from_samples:
             return Slimming(channels, groups, self._demand(limits), context).run() + refused
         groups, more = self._comparable(groups)
         refused += more
@@ -202,7 +208,13 @@ class PruneChannels:
             criterion=self.criterion,
             limits=limits,
             repair="least_squares" if self.repair == "auto" else self.repair,
+            polish=self.polish,
         )
+
+    @property
+    def _from_samples(self) -> bool:
+        """Whether samples say what goes, and not only how readers are mended."""
+        return self.criterion in SAMPLED or self.allocation in _MEASURED
 
     def _share(self, group: Group) -> float | None:
         """The share of a group that goes, where an override says so."""

@@ -67,6 +67,8 @@ class Slim:
     """The least channels that stay in a group."""
     repair: str = "least_squares"
     """How readers of what went are mended: `least_squares`, `scale`, `variance`, `bias`, `none`."""
+    polish: int = 0
+    """Swaps of a channel that goes for one that stays, tried in every group; pays after other criteria than `obs`."""
     override: tuple[Override, ...] = ()
     """Other limits for the groups that a glob fits, or `keep = true`."""
 
@@ -90,6 +92,8 @@ class Slim:
                 raise RecipeError(f"{name} of slim is {share}", "a share between 0 and 1")
         if self.min_width < 1:
             raise RecipeError(f"min_width of slim is {self.min_width}", "a number from 1")
+        if self.polish < 0:
+            raise RecipeError(f"polish of slim is {self.polish}", "a number from 0")
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Plan, carry out, mend."""
@@ -110,5 +114,6 @@ class Slim:
             limits=limits_of(self),
             repair=self.repair,
             ignored=self.ignored,
+            polish=self.polish,
         )
         return Slimming(channels, groups, demand, context).run() + refused

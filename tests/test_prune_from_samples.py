@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxslim_core.passes import pass_class
 
+from onnxslim_core.errors import RecipeError
 from onnxslim_core.measure.cost import cost
 from onnxslim_core.model import wrap
 from onnxslim_core.rewrite import Change, Context, Sample
@@ -148,3 +149,24 @@ def test_noise_is_no_calibration_data(options: dict[str, Any]) -> None:
 def test_without_data_the_default_repair_is_the_bias() -> None:
     changes = prune(network(), context(real=False), ratio=0.25)
     assert any("repair bias" in change.action for change in changes)
+
+
+@pytest.mark.parametrize("criterion", ["apoz", "wifv", "obs"])
+def test_a_polish_stays_only_where_the_whole_loses_less(criterion: str) -> None:
+    plain, polished, again = network(), network(), network()
+    options = {"criterion": criterion, "allocation": "macs", "target": 0.5, "round_to": 1}
+    before = prune(plain, context(), **options)
+    after = prune(polished, context(), polish=60, **options)
+    prune(again, context(), polish=60, **options)
+    told = [next(c.details["measured_loss"] for c in each if "measured_loss" in c.details) for each in (before, after)]
+    assert told[1] < told[0] if criterion == "apoz" else told[1] <= told[0]
+    assert cost(wrap(polished), samples(1, 0)[0]).macs == cost(wrap(plain), samples(1, 0)[0]).macs
+    assert ir.to_proto(again).SerializeToString() == ir.to_proto(polished).SerializeToString()
+
+
+def test_a_polish_wants_a_criterion_from_samples() -> None:
+    with pytest.raises(RecipeError, match="polish of prune_channels needs a criterion from samples"):
+        pass_class("prune_channels")(polish=5, criterion="l2")
+    for name in ("prune_channels", "slim"):
+        with pytest.raises(RecipeError, match=f"polish of {name} is -1"):
+            pass_class(name)(polish=-1, target=0.5, allocation="macs", criterion="obs")

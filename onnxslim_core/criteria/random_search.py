@@ -1,59 +1,48 @@
 """Random search at a fixed width: one that stays is swapped for one that goes, and the swap is kept where less is lost.
 
-A polish for the order of any criterion, whose choices are made one after the other: here two are looked at together.
-What is lost is read off the moments, or measured on the whole network.
+A polish for the choice of any criterion, which is made one channel after the other: here two are looked at together.
+What is lost is read off the moments, as everywhere. ResNet-56 at half the multiply-adds, 512 images, 100 tries per
+group: the cosine of the logits on other images goes from .9519 to .9555 after `wifv`, from .9485 to .9523 after
+`thinet`; the accuracy stays where it was (+.2 and -.3 points). After `obs`, which ends where hardly a swap is left,
+nothing moves (.9568 both, mean of three seeds). Swaps judged by the answers of the whole network on a hundred images
+fit those images: .7 to 1.9 points are lost; where only what is significant was kept, nothing was won for several times
+the time. So answers are asked only when all is done: whether the whole loses less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxslim_core.criteria.curves import Curve, Readers, Setting, error_along
+from onnxslim_core.criteria.curves import Readers, Setting, error_along
 
-__all__ = ["polish", "swaps"]
+__all__ = ["polish"]
 
 Ints = NDArray[np.int32]
 
 
-def polish(readers: Readers, curve: Curve, classes: Ints, gone: int, setting: Setting, tries: int = 64) -> Curve:
-    """A curve that loses no more than this one with `gone` classes gone.
+def polish(readers: Readers, gone: Ints, classes: Ints, setting: Setting, tries: int) -> Ints:
+    """The classes that go after random swaps, each kept where strictly less is lost; (gone,).
 
     Args:
         readers: All sums that read the classes.
-        curve: Where to start.
-        classes: The classes that may go, (m,).
-        gone: The width that counts: so many are gone.
-        setting: Its seed draws; what it measures counts, and the moments where it measures nothing.
+        gone: Those that go, (gone,).
+        classes: Those that may go, (m,).
+        setting: Its seed draws, its ridge counts.
         tries: Swaps that are looked at.
     """
-    lost = setting.measure or (lambda chosen: _lost(readers, chosen, setting.ridge))
-    chosen = swaps(lost, curve.order[:gone], classes, setting.seed, tries)
-    order = np.concatenate([chosen, [root for root in curve.order if root not in set(chosen.tolist())]])
-    missing = [root for root in classes if root not in set(order.tolist())]
-    order = np.concatenate([order, missing])[: len(curve.order)].astype(np.int32)
-    return Curve(order, error_along(readers, order, setting.ridge))
-
-
-def _lost(readers: Readers, chosen: Sequence[int], ridge: float | None) -> float:
-    return float(error_along(readers, np.array(chosen, np.int32), ridge)[-1])
-
-
-def swaps(lost: Callable[[Sequence[int]], float], gone: Ints, classes: Ints, seed: int, tries: int) -> Ints:
-    """The classes that go after random swaps, each kept where strictly less is lost; (gone,)."""
-    rng = np.random.default_rng(seed)
-    out, kept = list(map(int, gone)), [int(root) for root in classes if root not in set(gone.tolist())]
-    if not out or not kept:
-        return gone
-    best = lost(out)
+    rng = np.random.default_rng(setting.seed)
+    out = gone.copy()
+    kept = classes[~np.isin(classes, gone)]
+    if not len(out) or not len(kept):
+        return out
+    best = error_along(readers, out, setting.ridge)[-1]
     for _ in range(tries):
         i, j = int(rng.integers(len(out))), int(rng.integers(len(kept)))
         out[i], kept[j] = kept[j], out[i]
-        now = lost(out)
+        now = error_along(readers, out, setting.ridge)[-1]
         if now < best:
             best = now
         else:
             out[i], kept[j] = kept[j], out[i]
-    return np.array(out, np.int32)
+    return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import permutations
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxslim_core.calibration.consumers import Consumer, weights_of
 from onnxslim_core.calibration.moments import Moments
 from onnxslim_core.criteria import elimination, lasso, wifv
-from onnxslim_core.criteria.curves import Curve, Readers, Setting, contributions, error_along
+from onnxslim_core.criteria.curves import Readers, Setting, contributions, error_along
 from onnxslim_core.criteria.random_search import polish
 from onnxslim_core.criteria.table import MEASURED, SAMPLED
 from onnxslim_core.errors import InternalError
@@ -225,22 +225,15 @@ def test_trial_goes_by_what_is_measured() -> None:
 def test_random_search_never_loses_and_finds_the_best_of_few() -> None:
     pair, _, _ = reader(6, 1, 5, 26)
     classes = pair[0].classes
-    worst = SAMPLED["obs"]([pair], classes, Setting()).order[::-1]
-    start = Curve(worst, error_along([pair], worst))
-    found = polish([pair], start, classes, 2, Setting(), tries=200)
-    assert sorted(found.order.tolist()) == sorted({*found.order.tolist()})
-    best = min(error_along([pair], np.array(two, np.int32))[-1] for two in permutations(classes.tolist(), 2))
-    assert found.error[2] == pytest.approx(best)
-    assert found.error[2] < start.error[2]
-    counted: list[int] = []
-
-    def measure(chosen: Sequence[int]) -> float:
-        counted.append(len(chosen))
-        return float(sum(chosen))
-
-    measured = Setting(measure=measure)
-    assert sorted(polish([pair], start, classes, 2, measured, tries=200).order[:2].tolist()) == [10, 11]
-    assert len(counted) == 201
+    worst = SAMPLED["obs"]([pair], classes, Setting()).order[:-3:-1]
+    lost = {two: error_along([pair], np.array(two, np.int32))[-1] for two in permutations(classes.tolist(), 2)}
+    found = polish([pair], worst, classes, Setting(), 200)
+    assert lost[tuple(found.tolist())] == pytest.approx(min(lost.values()))
+    assert min(lost.values()) < lost[tuple(worst.tolist())]
+    once = polish([pair], worst, classes, Setting(), 1)
+    assert len({*once.tolist()}) == 2 and lost[tuple(once.tolist())] <= lost[tuple(worst.tolist())]
+    assert polish([pair], classes, classes, Setting(), 5).tolist() == classes.tolist()
+    assert not len(polish([pair], classes[:0], classes, Setting(), 5))
 
 
 def test_an_output_that_goes_with_its_input_is_no_loss() -> None:
