@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnxslim_core.calibration.answers import answers_of
 from onnxslim_core.calibration.batches import stacked
 from onnxslim_core.calibration.consumers import Consumer, consumers_of, readers_of, weights_of
-from onnxslim_core.calibration.diversity import advised_ridge, halves
+from onnxslim_core.calibration.diversity import advised_ridge, set_apart
 from onnxslim_core.calibration.moments import Moments
 from onnxslim_core.calibration.pieces import Swap
 from onnxslim_core.calibration.study import study
@@ -39,7 +39,7 @@ from onnxslim_core.search.widths import Limits
 from ._precision import Precision, precision_units
 from ._ranks import layers_for_ranks, rank_rows
 
-__all__ = ["ALLOCATIONS", "FORMS", "Demand", "Options", "Width", "set_apart"]
+__all__ = ["ALLOCATIONS", "FORMS", "Demand", "Options", "Width", "probed"]
 
 ALLOCATIONS = ("uniform", "global", "macs", "latency", "sensitivity")
 FORMS = ("width", "gone", "rank", "int8")
@@ -113,7 +113,7 @@ class Options:
     def __init__(self, channels: ChannelGraph, groups: Sequence[Group], demand: Demand, context: Context) -> None:
         self.channels, self.groups, self.demand, self.context = channels, groups, demand, context
         self.model = channels.flow.model
-        fit, probe = set_apart(context)
+        fit, probe = probed(context)
         self.ridge = advised_ridge(context.origins, max((group.width for group in groups), default=1))
         self.fit, self.probe = stacked(self.model, fit), stacked(self.model, probe)
         self.all = stacked(self.model, context.samples)
@@ -263,14 +263,9 @@ def _named(nodes: Sequence[ir.Node], globs: Sequence[str]) -> bool:
     return any(fnmatchcase(str(node.name), glob) for node in nodes for glob in globs)
 
 
-def set_apart(context: Context) -> tuple[list[Sample], list[Sample]]:
-    """Samples to solve with, and others to measure what is lost, of other origins: at most a fifth."""
-    samples = context.samples
+def probed(context: Context) -> tuple[list[Sample], list[Sample]]:
+    """Samples to solve with, and others to measure what is lost: at most a fifth; where that is none, all are both."""
+    samples = list(context.samples)
     share = min(_PROBES / len(samples), 0.2)
-    if len(samples) * share < 1:
-        return list(samples), list(samples)
-    origins = context.origins or range(len(samples))
-    fit, probe = halves(origins, share)
-    if not len(fit) or not len(probe):
-        return list(samples), list(samples)
-    return [samples[number] for number in fit], [samples[number] for number in probe]
+    fit, probe = set_apart(context, share)
+    return (fit, probe) if len(samples) * share >= 1 and fit else (samples, samples)

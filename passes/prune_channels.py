@@ -53,7 +53,7 @@ from onnxslim_core.search.widths import ALLOCATIONS, Candidate, Limits, Plan, al
 
 from ._groups import analysed, free_groups
 from ._overrides import limits_of, with_overrides
-from ._rows import set_apart
+from ._rows import probed
 from ._slimming import Demand, Slimming
 
 __all__ = ["PruneChannels"]
@@ -171,7 +171,7 @@ class PruneChannels:
         note_kept(model, kept)
         if reference is not None:
             widest = max((group.width for group in channels.groups), default=1)
-            fit, probe = (stacked(model, each) for each in set_apart(context))
+            fit, probe = (stacked(model, each) for each in probed(context))
             plain, judge = model.clone(), Answers(answers_of(reference, probe, context.threads))
             before = judge.lost(answers_of(model, probe, context.threads))
             job = Refit(

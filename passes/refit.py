@@ -27,7 +27,7 @@ import onnx_ir as ir
 from onnxslim_core.calibration.answers import Answers, answers_of
 from onnxslim_core.calibration.batches import stacked
 from onnxslim_core.calibration.consumers import is_depthwise, is_linear, kept_of
-from onnxslim_core.calibration.diversity import folds
+from onnxslim_core.calibration.diversity import set_apart
 from onnxslim_core.errors import RecipeError
 from onnxslim_core.repair.sequential import Refit as Repair
 from onnxslim_core.repair.table import REPAIRS
@@ -72,7 +72,7 @@ class Refit:
             return [self._refused("refit needs samples of real inputs: give --data", "data_given")]
         if context.reference is None:
             return [self._refused("no lossy pass ran before, so there is nothing to mend", "reference_given")]
-        fit, held = self._apart(context)
+        fit, held = set_apart(context, self.held_out)
         if not fit or not held:
             return [self._refused("all samples are of one origin, so none can be set aside", "samples_apart")]
         names = [str(n.name) for n in model.graph if n.name and is_linear(n) and not is_depthwise(n)]
@@ -100,13 +100,6 @@ class Refit:
 
     def _refused(self, reason: str, guard: str) -> Change:
         return Change(self.name, (), "solve linear layers anew", reason=reason, guard=guard)
-
-    def _apart(self, context: Context) -> tuple[list[Sample], list[Sample]]:
-        """Samples to solve with, and samples to judge on: no origin in both."""
-        origins = list(context.origins) if len(context.origins) == len(context.samples) else range(len(context.samples))
-        part = set(folds(origins, max(round(1 / self.held_out), 2), context.seed)[0].tolist())
-        fit = [sample for number, sample in enumerate(context.samples) if number not in part]
-        return fit, [sample for number, sample in enumerate(context.samples) if number in part]
 
     def _repair(
         self, model: ir.Model, batches: Sequence[Sample], names: Sequence[str], context: Context, ridge: float | None

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxslim_core.rewrite import Sample
+from onnxslim_core.rewrite import Context, Sample
 
-__all__ = ["advised_ridge", "distinct", "folds", "halves", "looks_like_noise", "shortage"]
+__all__ = ["advised_ridge", "distinct", "halves", "looks_like_noise", "set_apart", "shortage"]
 
 WEAK_RIDGE, STRONG_RIDGE, ENOUGH = 1e-2, 1e-1, 4
 """Relative to the mean of the covariance's diagonal: with ENOUGH origins per channel, and with one or less.
@@ -64,25 +64,17 @@ def shortage(origins: Sequence[int], widest: int) -> str:
     )
 
 
-def folds(origins: Sequence[int], k: int, seed: int = 0) -> list[NDArray[np.int64]]:
-    """Sample numbers in k parts of about equal size, all samples of one origin in the same part.
-
-    What is fitted on the other parts is judged on one: `Moments.error` needs the moments of a part alone.
+def set_apart(context: Context, share: float) -> tuple[list[Sample], list[Sample]]:
+    """Samples of a pass to solve with, and others to measure what is lost, of other origins; the first may be none.
 
     Args:
-        origins: Of the samples, parallel to them.
-        k: How many parts; as many as there are origins where those are fewer.
-        seed: Of the order in which origins are dealt out.
+        context: Of the pass.
+        share: Of the samples that are set aside.
     """
-    numbers = _by_origin(origins)
-    keys = list(numbers)
-    order = np.random.default_rng(seed).permutation(len(keys))
-    # large origins first, each to the part that has least, so that the parts are even
-    dealt = sorted((keys[i] for i in order), key=lambda key: -len(numbers[key]))
-    parts: list[list[int]] = [[] for _ in range(max(min(k, len(keys)), 1))]
-    for key in dealt:
-        min(parts, key=len).extend(numbers[key])
-    return [np.array(sorted(part), np.int64) for part in parts]
+    samples = context.samples
+    known = len(context.origins) == len(samples)
+    fit, aside = halves(context.origins if known else range(len(samples)), share)
+    return [samples[number] for number in fit], [samples[number] for number in aside]
 
 
 def halves(origins: Sequence[int], held_out: float = 0.5) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,31 +1,33 @@
-"""Few images that look like many: folds and halves by origin, the ridge that follows, noise."""
+"""Few images that look like many: halves by origin, the ridge that follows, noise."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from onnxslim_core.calibration.diversity import advised_ridge, distinct, folds, halves, looks_like_noise, shortage
+from onnxslim_core.calibration.diversity import advised_ridge, distinct, halves, looks_like_noise, set_apart, shortage
 from onnxslim_core.calibration.moments import Sums
 from onnxslim_core.repair.least_squares import solve
+from onnxslim_core.rewrite import Context
 
 
-def test_folds_share_no_origin_and_miss_no_sample() -> None:
+def test_halves_share_no_origin_and_miss_no_sample() -> None:
     rng = np.random.default_rng(0)
     origins = rng.integers(0, 23, 200).tolist()
-    parts = folds(origins, 4, seed=3)
-    assert sorted(np.concatenate(parts).tolist()) == list(range(200))
-    held = [{origins[i] for i in part} for part in parts]
-    assert all(not a & b for number, a in enumerate(held) for b in held[:number])
-    assert max(map(len, parts)) - min(map(len, parts)) <= 12
-    again, other = folds(origins, 4, seed=3), folds(origins, 4, seed=4)
-    assert all((a == b).all() for a, b in zip(parts, again, strict=True))
-    assert any(len(a) != len(b) or (a != b).any() for a, b in zip(parts, other, strict=True))
+    for share in (0.1, 0.25, 0.5, 0.8):
+        parts = halves(origins, share)
+        assert sorted(np.concatenate(parts).tolist()) == list(range(200))
+        assert not {origins[i] for i in parts[0]} & {origins[i] for i in parts[1]}
+        assert abs(len(parts[1]) - 200 * share) <= 12
 
 
-def test_no_more_folds_than_origins() -> None:
-    assert [part.tolist() for part in folds([5, 5, 5], 4)] == [[0, 1, 2]]
-    assert len(folds([1, 2, 2], 4)) == 2
+def test_what_a_pass_sets_apart_is_of_other_origins() -> None:
+    samples = [{"x": np.full(1, number, np.float32)} for number in range(6)]
+    fit, aside = set_apart(Context(samples=samples, origins=[0, 0, 0, 1, 1, 2]), 0.5)
+    assert [[float(each["x"][0]) for each in part] for part in (fit, aside)] == [[3, 4, 5], [0, 1, 2]]
+    fit, aside = set_apart(Context(samples=samples), 0.2)  # nobody knows: each is its own
+    assert (len(fit), len(aside)) == (5, 1)
+    assert set_apart(Context(samples=samples, origins=[7] * 6), 0.2)[0] == []
 
 
 def test_halves_interleave() -> None:
@@ -38,7 +40,7 @@ def test_halves_interleave() -> None:
     assert judging.tolist() == [0, 7, 12, 17]
 
 
-def test_a_curve_across_folds_sees_what_one_on_itself_hides() -> None:
+def test_an_error_on_other_origins_sees_what_one_on_itself_hides() -> None:
     """Rows of few origins: weights fitted on some of them look perfect there, and are judged worse on the others."""
     rng = np.random.default_rng(0)
     width, images, each = 24, 16, 30
@@ -62,8 +64,8 @@ def test_a_curve_across_folds_sees_what_one_on_itself_hides() -> None:
             on_others.append(moments(part).error(weights) / moments(part).v.sum())
         return float(np.mean(on_itself)), float(np.mean(on_others))
 
-    by_origin = errors(folds(origins, 4))
-    by_row = errors([np.arange(k, images * each, 4) for k in range(4)])
+    by_origin = errors(list(halves(origins)))
+    by_row = errors([np.arange(k, images * each, 2) for k in range(2)])
     assert by_origin[1] > 20 * by_origin[0]
     assert by_row[1] < 2 * by_row[0]  # the trap: rows of the same images on both sides
 
