@@ -30,8 +30,8 @@ __all__ = ["Feeds", "open_feeds"]
 RANDOM_SAMPLES = 8
 """Seeded random inputs: the first half to decide with, the second to judge on; half as many of costly models."""
 
-COSTLY_MACS = 5e8
-"""Of one call of a costly model."""
+COSTLY_MACS, COSTLY_NODES = 5e8, 4_000
+"""Of one call of a costly model, and of a model whose calls are costly because it is long."""
 
 JUDGING_MACS = 4e11
 """Given data is cut down to about so many multiply-accumulates per comparison, so that judging ends in minutes."""
@@ -118,7 +118,8 @@ def open_feeds(
     drawn: list[dict[str, Any]] = []
     problem = ""
     try:
-        drawn = random_samples(model, count=RANDOM_SAMPLES, seed=seed, shapes=shapes, values=values, session=session)
+        count = RANDOM_SAMPLES if len(model.ir.graph) < COSTLY_NODES else RANDOM_SAMPLES // 2
+        drawn = random_samples(model, count=count, seed=seed, shapes=shapes, values=values, session=session)
     except MeasureError as err:
         problem = f"{err}; {err.hint}" if err.hint else str(err)
     lossy = not exact

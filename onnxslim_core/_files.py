@@ -32,7 +32,8 @@ __all__ = [
     "pieces",
     "read_bytes",
     "replace_files",
-    "write_files",
+    "write_external",
+    "write_pieces",
 ]
 
 logger = logging.getLogger(__name__)
@@ -306,12 +307,18 @@ def _goes_outside(tensor: ir.TensorProtocol) -> bool:
     )
 
 
-def write_files(model: ir.Model, path: Path, *, external: bool) -> None:
-    """Write a model file, and `NAME.data` beside it where `external`; nothing of this is atomic."""
-    if not external:
-        with path.open("xb") as file:
-            file.writelines(_within_limit(_pieces(model, None)))
-        return
+def write_pieces(found: list[bytes | memoryview], path: Path) -> None:
+    """Write what `pieces` gave.
+
+    Raises:
+        ModelError: if that is more than 2 GB.
+    """
+    with path.open("xb") as file:
+        file.writelines(_within_limit(found))
+
+
+def write_external(model: ir.Model, path: Path) -> None:
+    """Write a model file, and `NAME.data` beside it with the weights; nothing of this is atomic."""
     location = path.name + ".data"
     with path.with_name(location).open("xb") as data:
         places: dict[int, tuple[int, int, ir.TensorProtocol]] = {}
@@ -332,9 +339,8 @@ def write_files(model: ir.Model, path: Path, *, external: bool) -> None:
             for key, value in (("location", location), ("offset", offset), ("length", length)):
                 proto.external_data.add(key=key, value=str(value))
 
-        found = _within_limit(_pieces(model, put))
-    with path.open("xb") as file:
-        file.writelines(found)
+        found = _pieces(model, put)
+    write_pieces(found, path)
 
 
 def replace_files(

@@ -246,7 +246,7 @@ class Job:
             else:
                 if shared is None or self.apart or not planned.exact:
                     with self.clock("passes"):
-                        shared = last.model.copy()
+                        shared = last.model.copy(sealed=True)
                 found.append(self._step(planned, last, shared, self._before_lossy(found)))
                 if not planned.exact:
                     shared = None  # what was judged must not change any more
@@ -261,17 +261,18 @@ class Job:
     def _step(self, planned: _Planned, last: _State, work: Model, whole: Model | None) -> _State:
         """Run one step on a copy of the state before it, tidy up, and judge it if it is lossy."""
         began = time.perf_counter()
-        work.seal(False)
         with self.clock("passes"):
             context = self._context(last.notes, whole)
             changes = self._fit(planned.step).run(work.ir, context) if planned.step is not None else []
             resting = self._resting(planned.step, changes, last.resting)
             if planned.tidy:
                 changes, resting = [*changes, *self._tidy(work.ir, context, resting)], frozenset(CLEANUP)
+            done = any(change.applied for change in changes)
             if self.lean or self._unnamed:
                 drop_given_names(work.ir.graph)
                 changes = [change for change in changes if not change.action.startswith("named ")]
-        work.seal()
+        if done:
+            work.forget()
         seconds = time.perf_counter() - began
         done = any(change.applied for change in changes)
         began = time.perf_counter()

@@ -51,13 +51,19 @@ class Model:
     notes: list[Change] = field(default_factory=list)
     _sealed: bool = field(default=False, repr=False, compare=False)
     _written: list[bytes | memoryview] | None = field(default=None, repr=False, compare=False)
+    _nbytes: int | None = field(default=None, repr=False, compare=False)
     _file: Path | None = field(default=None, repr=False, compare=False)
     """A file that holds this very model, while it is sealed."""
 
     def seal(self, sealed: bool = True) -> None:
         """Say that the graph does not change for now, so that it is written once for all who ask for its bytes."""
-        self._sealed, self._written = sealed, None
-        self._file = self._file if sealed else None
+        self._sealed = sealed
+        if not sealed:
+            self.forget()
+
+    def forget(self) -> None:
+        """Say that the graph was changed while it was sealed: what was written of it is out of date."""
+        self._written = self._nbytes = self._file = None
 
     def pieces(self) -> list[bytes | memoryview]:
         """The bytes of the model as one file, whatever its size; weights are views of where they lie."""
@@ -73,9 +79,16 @@ class Model:
     def _goes_by_path(self) -> bool:
         return self.nbytes >= LARGE or _files.needs_external(self.ir)
 
-    def copy(self) -> Model:
-        """An independent graph with shared weights; `meta` of nodes and values is kept."""
-        return Model(_clone(self.ir), self.source, list(self.notes))
+    def copy(self, *, sealed: bool = False) -> Model:
+        """An independent graph with shared weights; `meta` of nodes and values is kept.
+
+        Args:
+            sealed: Whether the copy is sealed with what was written of this one, for a caller that says `forget`.
+        """
+        copy = Model(_clone(self.ir), self.source, list(self.notes), sealed)
+        if sealed:
+            copy._written, copy._nbytes, copy._file = self._written, self._nbytes, self._file
+        return copy
 
     def to_proto(self) -> onnx.ModelProto:
         """The model as a proto that holds its weights.
@@ -100,7 +113,12 @@ class Model:
     @property
     def nbytes(self) -> int:
         """Bytes of all weights, those in Constant nodes and bodies included; a shared one counts once."""
-        return sum({id(t): t.nbytes for t in _tensors.tensors_of(self.ir)}.values())
+        found = self._nbytes
+        if found is None:
+            found = sum({id(t): t.nbytes for t in _tensors.tensors_of(self.ir)}.values())
+        if self._sealed:
+            self._nbytes = found
+        return found
 
     @contextlib.contextmanager
     def session_source(self) -> Iterator[bytes | str]:
@@ -117,7 +135,7 @@ class Model:
             return
         with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
             path = Path(folder, "model.onnx")
-            _files.write_files(self.ir, path, external=True)
+            _files.write_external(self.ir, path)
             yield str(path)
 
 
@@ -314,7 +332,14 @@ def save(
         external = bool(model.ir.graph.meta.get(_carry.EXTERNAL_KEY)) or _files.needs_external(model.ir)
     _files.replace_files(
         target,
-        lambda fresh: _files.write_files(model.ir, fresh, external=external),
+        lambda fresh: _write_files(model, fresh, external),
         check,
         data_name=f"{target.name}.data",
     )
+
+
+def _write_files(model: Model, path: Path, external: bool) -> None:
+    if external:
+        _files.write_external(model.ir, path)
+    else:
+        _files.write_pieces(model.pieces(), path)

@@ -256,9 +256,11 @@ def compress_file(
     """
     result = compress(source, recipe, **options)
     if result.passed:
+        result.model.seal()  # nobody has it yet: written once for the file and the lock
         result.save(target)
         if lock is not None:
             result.lock().save(lock)
+        result.model.seal(False)
     return result
 
 

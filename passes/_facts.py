@@ -16,8 +16,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxslim_core.graph import array_of, attribute, bodies, is_op
+from onnxslim_core.measure.infer import Inference
 
-from ._infer import Inference
 from ._sizes import KEPT, VECTORS, Dim, Vector
 
 __all__ = ["Dim", "Facts", "Vector", "learn_all"]

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxslim_core.graph import attribute, is_op, users_of
 from onnxslim_core.rewrite import Match
 
-from ._affine import FLOATS, constant, known_shape, rank_of, source_index, varies_along
-from ._linear import inputs_of, outputs_of
+from ._affine import FLOATS, coefficients, constant, known_shape, rank_of, shifts, source_index, varies_along
+from ._linear import by_input, by_output, inputs_of, outputs_of, response
 
 __all__ = ["Fusion", "after", "before", "parameters", "weight_shape"]
 
@@ -24,6 +26,14 @@ _READERS = frozenset((*_LINEAR, "Flatten", "Reshape"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    """Fused weight and bias, float64; no bias where there was none and nothing is shifted."""
+
+    weight: np.ndarray
+    bias: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
 class Fusion(Match):
     """An affine node (the anchor) beside the linear node that takes it in.
 
@@ -54,6 +64,39 @@ class Fusion(Match):
             index = source_index(self.bias)
             return None if index is None else self.bias.inputs[1 - index]
         return self.linear.inputs[2] if len(self.linear.inputs) > 2 else None
+
+    @cached_property
+    def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and shift of the affine node; see `coefficients`. For an anchor whose parameters are constant."""
+        return coefficients(self.node)
+
+    @cached_property
+    def fused(self) -> Weights:
+        """The weight and bias of the linear node with the affine node in it, where all of them are constant."""
+        scale, shift = self.coefficients
+        weight, old = _wide(self.weight()), constant(self.bias_value())
+        beta = float(attribute(self.linear, "beta", 1.0)) if is_op(self.linear, "Gemm") else 1.0
+        bias = None if old is None or beta == 0 else beta * old.astype(np.float64).reshape(-1)
+        with np.errstate(all="ignore"):
+            if not self.before:
+                moved = shift if bias is None else scale * bias + shift
+                kept = moved if bias is not None or shifts(self.node) else None
+                return Weights(by_output(self.linear, weight, scale), kept)
+            if self.flatten is not None:
+                # Flatten keeps the channels outermost: channel c becomes the rows c*H*W to (c+1)*H*W.
+                rows = inputs_of(self.linear, weight.shape) // parameters(self.node)
+                scale, shift = (np.repeat(a, rows) if a.size > 1 else a for a in (scale, shift))
+            fused = by_input(self.linear, weight, scale)
+            if not shifts(self.node):
+                return Weights(fused, None)
+            gained = response(self.linear, weight, shift)
+            return Weights(fused, gained if bias is None else bias + gained)
+
+
+def _wide(value: ir.Value | None) -> np.ndarray:
+    array = constant(value)
+    assert array is not None
+    return array.astype(np.float64)
 
 
 def after(node: ir.Node, model: ir.Model) -> Fusion | None:

@@ -30,19 +30,11 @@ from onnxslim_core.errors import InternalError, RecipeError
 from onnxslim_core.graph import all_nodes, attribute, is_op, label_of, opset_of, users_of
 from onnxslim_core.rewrite import Change, Context, Edit, Guard, Kind, Rewrite
 
-from ._affine import ARITHMETIC, coefficients, constant, known_shape, rank_of, shifts, source_index
-from ._fusion import Fusion, after, before, parameters, weight_shape
-from ._linear import by_input, by_output, inputs_of, outputs_of, response
+from ._affine import ARITHMETIC, constant, known_shape, rank_of, shifts, source_index
+from ._fusion import Fusion, after, before, weight_shape
+from ._linear import outputs_of
 
 __all__ = ["FuseBatchNorm"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Weights:
-    """Fused weight and bias, float64; no bias where there was none and nothing is shifted."""
-
-    weight: np.ndarray
-    bias: np.ndarray | None
 
 
 def inference_mode(m: Fusion, options: FuseBatchNorm) -> str | None:
@@ -135,7 +127,7 @@ def weight_copy_is_small(m: Fusion, options: FuseBatchNorm) -> str | None:
 
 def moderate_scale(m: Fusion, options: FuseBatchNorm) -> str | None:
     """Scaling up a small difference of large numbers shows the rounding of the fused weights."""
-    scale, shift = coefficients(m.node)
+    scale, shift = m.coefficients
     if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
         return "a scale or shift is not finite, such as by a variance that is not positive"
     largest = float(np.abs(scale).max(initial=0.0))
@@ -146,7 +138,7 @@ def moderate_offset(m: Fusion, options: FuseBatchNorm) -> str | None:
     """Where x is close to a large c, x - c is exact and W*x - W*c is not."""
     if not m.before:
         return None
-    shift = coefficients(m.node)[1]
+    shift = m.coefficients[1]
     if is_op(m.node, "BatchNormalization"):
         mean, var = (_array(value).astype(np.float64) for value in m.node.inputs[3:5])
         shift = mean / np.sqrt(var + float(attribute(m.node, "epsilon", 1e-5)))
@@ -156,7 +148,7 @@ def moderate_offset(m: Fusion, options: FuseBatchNorm) -> str | None:
 
 def representable(m: Fusion, options: FuseBatchNorm) -> str | None:
     """The fused numbers must fit into the type of the weights: float16 ends at 65504 and thins out below 6e-5."""
-    fused, dtype = fuse(m), _array(m.weight()).dtype
+    fused, dtype = m.fused, _array(m.weight()).dtype
     step = {2: 2.0**-10, 4: 2.0**-23, 8: 2.0**-52}[dtype.itemsize]
     if dtype.name == "bfloat16":
         step = 2.0**-7
@@ -170,27 +162,6 @@ def representable(m: Fusion, options: FuseBatchNorm) -> str | None:
         if np.linalg.norm(stored - exact) > step * np.linalg.norm(exact):
             return f"the fused {what} is too small for {dtype.name}"
     return None
-
-
-def fuse(m: Fusion) -> Weights:
-    """The weight and bias of the linear node with the affine node in it, in float64."""
-    scale, shift = coefficients(m.node)
-    weight, old = _array(m.weight()).astype(np.float64), constant(m.bias_value())
-    beta = float(attribute(m.linear, "beta", 1.0)) if is_op(m.linear, "Gemm") else 1.0
-    bias = None if old is None or beta == 0 else beta * old.astype(np.float64).reshape(-1)
-    with np.errstate(all="ignore"):
-        if not m.before:
-            moved = shift if bias is None else scale * bias + shift
-            return Weights(by_output(m.linear, weight, scale), moved if bias is not None or shifts(m.node) else None)
-        if m.flatten is not None:
-            # Flatten keeps the channels outermost: channel c becomes the rows c*H*W to (c+1)*H*W.
-            rows = inputs_of(m.linear, weight.shape) // parameters(m.node)
-            scale, shift = (np.repeat(a, rows) if a.size > 1 else a for a in (scale, shift))
-        fused = by_input(m.linear, weight, scale)
-        if not shifts(m.node):
-            return Weights(fused, None)
-        gained = response(m.linear, weight, shift)
-        return Weights(fused, gained if bias is None else bias + gained)
 
 
 @final
@@ -248,7 +219,7 @@ class FuseBatchNorm(Rewrite):
 
     def rewrite(self, m: Fusion, edit: Edit) -> None:
         """Give the linear node its new weights, then take the affine node out of the way of the data."""
-        fused, old = fuse(m), _array(m.weight())
+        fused, old = m.fused, _array(m.weight())
         weight = edit.constant(m.linear, fused.weight.astype(old.dtype), _hint(m.weight(), m.linear, "weight"))
         bias = None
         if fused.bias is not None:
@@ -335,7 +306,7 @@ def _keep_record(m: Fusion) -> None:
     if is_op(m.node, "BatchNormalization"):
         gamma, beta = (_array(value).astype(np.float64).reshape(-1) for value in m.node.inputs[1:3])
     elif (record := m.linear.meta.get(BATCHNORM)) is not None:
-        scale, shift = coefficients(m.node)
+        scale, shift = m.coefficients
         gamma, beta = scale * record.gamma, scale * record.beta + shift
     else:
         return

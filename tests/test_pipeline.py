@@ -501,7 +501,7 @@ def test_interrupts_pass_through_and_leave_nothing(tmp_path: Path, monkeypatch: 
 def test_a_written_file_that_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = squeeze(net())
     other = net(width=8).SerializeToString()
-    monkeypatch.setattr(_files, "write_files", lambda model, path, *, external: path.write_bytes(other))
+    monkeypatch.setattr(_files, "write_pieces", lambda found, path: path.write_bytes(other))
     with pytest.raises(ModelError, match="does not answer like the model in memory"):
         result.save(tmp_path / "out.onnx")
     assert not list(tmp_path.iterdir())
@@ -539,8 +539,8 @@ def test_exact_steps_share_one_copy_until_one_is_at_fault(monkeypatch: pytest.Mo
     copies: list[Model] = []
     real = Model.copy
 
-    def counted(model: Model) -> Model:
-        copies.append(real(model))
+    def counted(model: Model, **options: bool) -> Model:
+        copies.append(real(model, **options))
         return copies[-1]
 
     monkeypatch.setattr(Model, "copy", counted)

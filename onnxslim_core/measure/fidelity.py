@@ -174,7 +174,8 @@ def compare(
         tally.add(ours, theirs, sample)
         if metric is not None:
             kept.append((ours, theirs))
-    other.close()
+    if other is not truth.plain:
+        other.close()
     found = Fidelity(
         outputs=tally.results(truth.noise()),
         default=truth.deployed(candidate),

@@ -1,9 +1,11 @@
 """Concrete shapes of every value of a graph at one sample's sizes, and the small constants that shapes are made of.
 
-The usual case needs no run: `onnx.shape_inference` on a copy without weights, with the inputs at the sample's sizes.
-What the file itself says about inner shapes is not read, since it may be wrong or stale. Chains that compute shapes
-are evaluated (`evaluate.py`) and handed to the inference as constants, until nothing new comes of it. Only what is
-still unknown then (foreign operators, loops, shapes that depend on the data) is looked up in one run of onnxruntime.
+The usual case needs no run and one walk over the nodes in order: chains that compute shapes are evaluated
+(`evaluate.py`), and onnx infers each other node by itself (`infer.py`), with the inputs at the sample's sizes. What the
+file itself says about inner shapes is not read, since it may be wrong or stale. Where that leaves something open
+(bodies, functions, sequences), onnx infers a copy of the whole without weights, and evaluation and inference go on in
+turns until nothing new comes of it. Only what is still unknown then (foreign operators, loops, shapes that depend on
+the data) is looked up in one run of onnxruntime.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from onnxslim_core._emit import write_node
 from onnxslim_core.errors import MeasureError
 from onnxslim_core.graph import STANDARD, array_of, attribute, bodies, is_op, opset_of
 from onnxslim_core.measure.evaluate import LIMIT, evaluate
+from onnxslim_core.measure.infer import Inference
 from onnxslim_core.measure.session import open_session, run_only
 from onnxslim_core.model import wrap
 from onnxslim_core.ops.bodies import captures, carried, handed
@@ -90,8 +93,10 @@ class _Work:
         self._not_tensors: set[ir.Value] = set()
         self._trusted: set[ir.Value] = set()
         self._pending = list(self.nodes)
-        self._protos = {node: _bare(write_node(node)) for node in self.nodes}
+        self._inference = Inference(model)
+        self._protos: dict[ir.Node, onnx.NodeProto] | None = None
         self._types: dict[Any, onnx.TypeProto] = {}
+        self._parsed: dict[int, tuple[onnx.TypeProto, tuple[bool, ir.DataType | None, tuple[int, ...] | None]]] = {}
         self._collect()
 
     # --- what is known from the start
@@ -161,7 +166,6 @@ class _Work:
             return
         # sparse tensors and references are left to the inference
         self.nodes.insert(0, node)
-        self._protos[node] = write_node(node)
 
     def _note(self, value: ir.Value, shape: Iterable[object] | None, dtype: ir.DataType | None) -> None:
         self.values[str(value.name)] = value
@@ -181,13 +185,15 @@ class _Work:
     # --- inference and evaluation in turns
 
     def infer(self) -> None:
-        """Infer, evaluate what became known, and again, as long as values come up that inference did not have."""
-        self._evaluate()
+        """Node by node; then the whole and evaluation in turns, as long as values come up that it did not have."""
+        self._walk()
         for _ in range(_ROUNDS):
+            if not self.unknown():
+                break
             self._read(self._inferred())
             known = len(self.found.value)
             self._evaluate()
-            if len(self.found.value) == known or not self.unknown():
+            if len(self.found.value) == known:
                 break
 
     def unknown(self) -> list[ir.Value]:
@@ -196,18 +202,62 @@ class _Work:
         outputs = (v for node in self.nodes for v in node.outputs if v.name)
         return [v for v in outputs if v not in shape and v not in self._not_tensors]
 
+    def _walk(self) -> None:
+        """One forward walk: evaluate a node, or infer it by itself."""
+        later = []
+        for node in self._pending:
+            if not self._takes(node):
+                later.append(node)
+                if any(value not in self.found.shape for value in node.outputs if value.name):
+                    self._infer_alone(node)
+        self._pending = later
+
+    def _infer_alone(self, node: ir.Node) -> None:
+        """Note the types that onnx infers of one node, where those of all its inputs are known."""
+        shape, dtype, kinds = self.found.shape, self.found.dtype, list[onnx.TypeProto | None]()
+        for value in node.inputs:
+            if value is None:
+                kinds.append(None)
+            elif value in shape and value in dtype:
+                kinds.append(self._type(dtype[value], shape[value]))
+            else:
+                return
+        if bool(bodies(node)) or is_op(node, "Constant"):
+            return
+        for value, kind in zip(node.outputs, self._inference.outputs(node, kinds, self._content), strict=True):
+            if kind is not None:
+                self._note_type(value, kind)
+
+    def _content(self, value: ir.Value) -> np.ndarray | None:
+        """What inference is told of an input besides its type."""
+        array = self.found.value.get(value)
+        if array is None and value.is_initializer() and value.is_graph_input() and str(value.name) not in self.sample:
+            array = _small_default(value)
+        return array if array is not None and array.dtype.kind in "biuf" and _tells_shapes(value, array) else None
+
+    def _note_type(self, value: ir.Value, kind: onnx.TypeProto) -> None:
+        found = self._parsed.get(id(kind))
+        if found is None:  # the proto is kept, so that its id stays its own
+            found = self._parsed[id(kind)] = kind, _parsed(kind)
+        is_tensor, dtype, shape = found[1]
+        if not is_tensor:
+            self._not_tensors.add(value)
+        if dtype is not None:
+            self.found.dtype[value] = dtype
+        if shape is not None:
+            self.found.shape[value] = shape
+
+    def _takes(self, node: ir.Node) -> bool:
+        """Whether a node can be evaluated; what it gives is noted."""
+        arrays = self._outputs_of(node)
+        for output, array in zip(node.outputs, arrays or (), strict=False):
+            self.found.value[output], self.found.shape[output] = array, array.shape
+            self.found.dtype.setdefault(output, ir.DataType.from_numpy(array.dtype))
+        return arrays is not None
+
     def _evaluate(self) -> None:
         """One forward walk over the nodes that are not evaluated yet; the graph is sorted."""
-        value, shape, later = self.found.value, self.found.shape, []
-        for node in self._pending:
-            arrays = self._outputs_of(node)
-            if arrays is None:
-                later.append(node)
-                continue
-            for output, array in zip(node.outputs, arrays, strict=False):
-                value[output], shape[output] = array, array.shape
-                self.found.dtype.setdefault(output, ir.DataType.from_numpy(array.dtype))
-        self._pending = later
+        self._pending = [node for node in self._pending if not self._takes(node)]
 
     def _outputs_of(self, node: ir.Node) -> list[np.ndarray] | None:
         if is_op(node, "Shape", "Size"):
@@ -235,6 +285,8 @@ class _Work:
         graph = proto.graph
         graph.name = "shapes"
         value = self.found.value
+        if self._protos is None:
+            self._protos = {n: write_node(n) if is_op(n, "Constant") else _bare(write_node(n)) for n in self.nodes}
         graph.node.extend(self._protos[n] for n in self.nodes if not all(v in value for v in n.outputs if v.name))
         self._describe(graph)
         try:
@@ -269,22 +321,11 @@ class _Work:
         return found
 
     def _read(self, graph: onnx.GraphProto) -> None:
-        seen: dict[bytes, tuple[bool, ir.DataType | None, tuple[int, ...] | None]] = {}
+        seen: dict[bytes, onnx.TypeProto] = {}
         for info in graph.value_info:
             value = self.values.get(info.name)
-            if value is None or value in self.found.value:
-                continue
-            key = info.type.SerializeToString()
-            found = seen.get(key)
-            if found is None:
-                found = seen[key] = _parsed(info.type)
-            is_tensor, dtype, shape = found
-            if not is_tensor:
-                self._not_tensors.add(value)
-            if dtype is not None:
-                self.found.dtype[value] = dtype
-            if shape is not None:
-                self.found.shape[value] = shape
+            if value is not None and value not in self.found.value:
+                self._note_type(value, seen.setdefault(info.type.SerializeToString(), info.type))
 
     # --- one run, for the rest
 

@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
-from onnxslim_core.passes import _infer
 from onnxslim_core.passes._facts import Facts, learn_all
 
+from onnxslim_core.measure import infer
 from onnxslim_core.model import load
 
 
@@ -50,7 +50,7 @@ def test_opsets_count() -> None:
 
 
 def test_a_full_table_is_emptied_and_filled_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_infer, "_MOST_KNOWN", 1)
+    monkeypatch.setattr(infer, "_MOST_KNOWN", 1)
     nodes = " ".join(f"x{i + 1} = Concat<axis = 0>(x{i}, x{i})" for i in range(6))
     facts, values = _facts(f"g (float[1, 2] x0) => (float[64, 2] x6) {{ {nodes} }}")
     assert facts.dims(values["x6"]) == (64, 2)
