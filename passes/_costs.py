@@ -2,8 +2,8 @@
 
 Where layers can be int8, each has its seconds in float and in int8, of which its unit lets one count; every part is
 timed in both at every width and rank, and where two neighbours may differ, the conversion between them has its price.
-Sums and pools between layers are nobody's part, so once the whole network has been timed in int8, what parts in int8
-take is scaled to that (`scaled`).
+Sums and pools between layers are nobody's part, so once the whole network has been timed with int8 where that seems
+fastest, what parts in int8 take is scaled to that (`scaled`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from onnxslim_core.measure.pieces import Table, cache_folder
 from onnxslim_core.search.plan import Costs, Term, Unit
 from onnxslim_core.search.segments import Segment, segment_of, segment_of_nodes
 
-from ._precision import Precision, edges_of, narrow_part, seconds_of
+from ._precision import Precision, narrow_part
+from ._precision_clock import INT8, between, edges_of, in_both, seconds_of
 from ._ranks import variants_of
 from ._rows import Options
 
 __all__ = ["costs_of", "scaled"]
 
-_INT8 = 1
-"""The column of shares that terms in int8 read."""
 _SCALES = (0.25, 4.0)
 
 
@@ -114,8 +113,11 @@ def _seconds(options: Options, terms: list[Term], works: list[ir.Node], precise:
     timed: list[Term] = []
     for term, node in zip(terms, works, strict=True):
         base = float(np.mean(found[node])) if node in found else term.base * rate
-        timed += _in_both(replace(term, base=base), precise.get(node), both.get(node))
-    timed += _edges(options, table, precise, both)
+        timed += in_both(replace(term, base=base), precise.get(node), both.get(node))
+    if both:
+        within = {node: n for n, what in enumerate(options.homes) if isinstance(what, Branch) for node in what.nodes}
+        edges = edges_of(options.model, list(precise), options.channels.flow.shapes, table, options.context)
+        timed += between(edges, precise, within)
     table.save()
     others_too = options.channels.macs() - sum(term.base for term in terms)
     return Costs(tuple(timed), others_too * rate)
@@ -131,44 +133,9 @@ def _left_in_int8(
     return table.left(narrow.protos[0], narrow.protos[1:], narrow.sample)[1:]
 
 
-def _in_both(term: Term, unit: int | None, seconds: tuple[float, float] | None) -> list[Term]:
-    """A layer's term; where the layer can be int8, one for either, in what it takes by itself."""
-    if unit is None:
-        return [term]
-    factors = (*term.factors, {unit: 1.0})
-    if seconds is None:
-        return [replace(term, factors=factors), replace(term, factors=factors, columns=(_INT8,) * len(factors))]
-    narrow = replace(term, base=seconds[1], factors=factors, columns=(_INT8,) * len(factors))
-    return [replace(term, base=seconds[0], factors=factors), narrow]
-
-
-def _edges(
-    options: Options,
-    table: Table,
-    precise: Mapping[ir.Node, int],
-    known: Mapping[ir.Node, tuple[float, float]],
-) -> list[Term]:
-    """What it costs where neighbours work on different numbers; nothing where one of them is in a block that goes."""
-    if not known:
-        return []
-    within = {node: n for n, what in enumerate(options.homes) if isinstance(what, Branch) for node in what.nodes}
-    found = []
-    for edge in edges_of(options.model, list(precise), options.channels.flow.shapes, table, options.context):
-        sides = edge.source, edge.reader
-        gone = {within[node] for node in sides if node in within}
-        for columns, seconds in zip(((0, _INT8), (_INT8, 0)), edge.seconds, strict=True):
-            pairs = list(zip(sides, columns, strict=True))
-            if (None, _INT8) in pairs:  # what works in float for good is never the int8 side
-                continue
-            given = [({precise[node]: 1.0}, column) for node, column in pairs if node is not None]
-            given += [({unit: 1.0}, 0) for unit in gone]
-            found.append(Term(seconds, tuple(f for f, _ in given), columns=tuple(c for _, c in given)))
-    return found
-
-
 def scaled(costs: Costs, units: Sequence[Unit], choice: Sequence[int], seconds: float) -> Costs:
     """The costs with all that layers take in int8 multiplied so that a choice takes what it was measured to take."""
-    inner = {number for number, term in enumerate(costs.terms) if term.columns and set(term.columns) == {_INT8}}
+    inner = {number for number, term in enumerate(costs.terms) if term.columns and set(term.columns) == {INT8}}
     mine = Costs(tuple(costs.terms[number] for number in sorted(inner))).total(units, choice)
     if mine <= 0:
         return costs

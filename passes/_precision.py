@@ -1,9 +1,7 @@
-"""What layers take in int8, each by itself, beside what they take in float, and what it costs to change between them.
+"""Layers in int8 as options of a plan, and models and parts written in int8 to be timed.
 
-A layer is timed as a part of its own, in float and in int8 (QDQ, as `quantize` writes it). In an int8 network a layer
-reads 8-bit numbers and hands them on, and onnxruntime keeps them with the channels last. So an int8 part has its
-conversions cut off at both ends, and its inputs and outputs have the channels last. What the call itself takes is
-measured on a part that does nothing, and taken off. A conversion is timed alone, at the size of what is converted.
+In an int8 network a layer reads 8-bit numbers and hands them on, and onnxruntime keeps them with the channels last. So
+a part in int8 has its conversions cut off at both ends, and its inputs and outputs have the channels last.
 """
 
 from __future__ import annotations
@@ -20,35 +18,29 @@ from onnxslim_core import graph as verbs
 from onnxslim_core.calibration.answers import Answers, answers_of
 from onnxslim_core.errors import MeasureError, SlimError, UnsupportedModel
 from onnxslim_core.graph import label_of
-from onnxslim_core.measure.pieces import Table, structure
 from onnxslim_core.model import load
-from onnxslim_core.ops.flow import ShapesLike
 from onnxslim_core.quant.draft import Draft
-from onnxslim_core.quant.layout import BETWEEN, is_quantized, linear_nodes
+from onnxslim_core.quant.layout import is_quantized, linear_nodes
 from onnxslim_core.quant.mixed import alone
 from onnxslim_core.rewrite import Context, Sample
 from onnxslim_core.search.plan import Row, Unit
-from onnxslim_core.search.segments import Segment, part_of
+from onnxslim_core.search.segments import Segment
 
 from ._quantize_prepare import prepare
 
 __all__ = [
-    "Edge",
     "Narrow",
     "Precision",
-    "edges_of",
+    "channels_last",
     "in_int8",
+    "is_named",
     "narrow_part",
     "precision_units",
-    "seconds_of",
+    "rows_of",
     "stays",
 ]
 
 _INPUT = "{}/in_8_bits"
-_LEAST = 0.1
-"""Share of what was measured that is left once the call itself is taken off, at least."""
-
-
 _SEEN = 64
 """Samples from which ranges are taken where only the damage of single layers is asked for."""
 _ASKED = 32
@@ -82,21 +74,6 @@ class Narrow:
 
     protos: list[onnx.ModelProto]
     sample: Sample
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Edge:
-    """A tensor between two layers, or between a layer and what always works in float.
-
-    Attributes:
-        source: The layer that makes it; None for what works in float.
-        reader: The layer that reads it; None for what works in float.
-        seconds: To bring it to 8 bits, and back.
-    """
-
-    source: ir.Node | None
-    reader: ir.Node | None
-    seconds: tuple[float, float]
 
 
 def precision_units(
@@ -139,8 +116,7 @@ def precision_units(
     found = []
     for node, loss in losses.items():
         layer = Precision(mine[str(node.name)])
-        rows = (Row("float", 0.0, 1.0, other=0.0), Row("int8", loss, 0.0, layer, other=1.0))
-        found.append((Unit(label_of(layer.node), rows), layer))
+        found.append((Unit(label_of(layer.node), rows_of(layer, loss)), layer))
     return found
 
 
@@ -161,7 +137,9 @@ def is_named(node: ir.Node, globs: Sequence[str]) -> bool:
     return any(fnmatchcase(name, glob) for name in names for glob in globs)
 
 
-def in_int8(model: ir.Model, floats: Collection[str], samples: Sequence[Sample], context: Context) -> ir.Model | None:
+def in_int8(
+    model: ir.Model, floats: Collection[str], samples: Sequence[Sample], context: Context, *, part: bool = False
+) -> ir.Model | None:
     """A copy whose layers are in int8, weights rounded to the nearest: for its time; None where it cannot be written.
 
     Args:
@@ -169,6 +147,7 @@ def in_int8(model: ir.Model, floats: Collection[str], samples: Sequence[Sample],
         floats: Names of linear nodes that stay in float.
         samples: What ranges are taken from.
         context: For the threads.
+        part: Whether this is a part of an int8 network: what it answers is read as 8-bit numbers.
     """
     work = model.clone()
     try:
@@ -177,7 +156,7 @@ def in_int8(model: ir.Model, floats: Collection[str], samples: Sequence[Sample],
         if not nodes:
             return None
         draft = Draft.of(work, samples, linear=nodes, threads=context.threads)
-        return draft.variant(draft.layout(nodes))
+        return draft.variant(draft.layout(nodes, read=work.graph.outputs if part else ()))
     except SlimError:
         return None
 
@@ -206,7 +185,7 @@ def narrow_part(segment: Segment, variants: Sequence[onnx.ModelProto], context: 
     for proto in (segment.proto, *variants):
         try:
             whole = onnx.shape_inference.infer_shapes(proto).SerializeToString()
-            part = in_int8(load(whole).ir, (), [segment.sample], context)
+            part = in_int8(load(whole).ir, (), [segment.sample], context, part=True)
         except SlimError:
             return None
         if part is None or not is_quantized(part):
@@ -228,7 +207,7 @@ def _open_input(
     if len(readers) != 1 or not verbs.is_op(readers[0], "QuantizeLinear"):
         return
     name = _INPUT.format(value.name)
-    order = _channels_last(array.ndim)
+    order = channels_last(array.ndim)
     numbers = np.clip(np.rint(array * 40 + 128), 0, 255).astype(np.uint8)
     sample[name] = np.ascontiguousarray(numbers.transpose(order))
     made = ir.Value(name=name, type=ir.TensorType(ir.DataType.UINT8), shape=ir.Shape(sample[name].shape))
@@ -250,7 +229,7 @@ def _open_output(part: ir.Model, number: int, value: ir.Value, names: verbs.Name
     if verbs.users_of(value)[0] or narrow.producer() is None:
         return
     rank = len(value.shape) if value.shape is not None else 0
-    order = _channels_last(rank)
+    order = channels_last(rank)
     if order != sorted(order):
         made = verbs.add_node(names, "Transpose", [narrow], {"perm": order}, before=last).outputs[0]
     else:
@@ -261,134 +240,11 @@ def _open_output(part: ir.Model, number: int, value: ir.Value, names: verbs.Name
         part.graph.remove(last, safe=True)
 
 
-def _channels_last(rank: int) -> list[int]:
+def channels_last(rank: int) -> list[int]:
+    """The order of axes in which onnxruntime keeps 8-bit tensors of this rank."""
     return [0, *range(2, rank), 1] if rank > 2 else list(range(rank))
 
 
-def seconds_of(
-    model: ir.Model, nodes: Sequence[ir.Node], shapes: ShapesLike, table: Table, context: Context
-) -> dict[ir.Node, tuple[float, float]]:
-    """Seconds of every layer in float and in int8, the call itself taken off; what cannot be timed alone is missing.
-
-    Args:
-        model: Float.
-        nodes: Linear nodes.
-        shapes: Of its values.
-        table: Where times are kept.
-        context: For the threads.
-    """
-    call = _call(table)
-    found: dict[ir.Node, tuple[float, float]] = {}
-    known: dict[str, tuple[float, float] | None] = {}
-    for number, node in enumerate(nodes):
-        context.progress("timing in int8", number, len(nodes))
-        segment = part_of(model, shapes, [node])
-        if segment is None:
-            continue
-        key = structure(segment.proto)
-        if key not in known:
-            narrow = narrow_part(segment, (), context)
-            known[key] = None if narrow is None else _pair(table, segment, narrow, call)
-        if (pair := known[key]) is not None:
-            found[node] = pair
-    return found
-
-
-def _pair(table: Table, segment: Segment, narrow: Narrow, call: float) -> tuple[float, float]:
-    full, share = table.left(segment.proto, narrow.protos, narrow.sample)
-    return _without(full, call), _without(full * share, call)
-
-
-def _without(seconds: float, call: float) -> float:
-    return max(seconds - call, _LEAST * seconds)
-
-
-def _call(table: Table) -> float:
-    """Seconds of a call that does nothing."""
-    nothing = _one_node("Identity", "x", (1,), ir.DataType.FLOAT, ir.DataType.FLOAT)
-    return table.left(nothing, (), {"x": np.zeros(1, np.float32)})[0]
-
-
-def _one_node(op_type: str, name: str, shape: Sequence[int], into: ir.DataType, out: ir.DataType) -> onnx.ModelProto:
-    """A part of one node; a conversion has a grid of 256 steps, and its 8-bit side has the channels last."""
-    x = ir.Value(name=name, type=ir.TensorType(into), shape=ir.Shape(shape))
-    node = ir.node(op_type, [x], name="only")
-    node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(out)
-    graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 13}, name="part")
-    model = ir.Model(graph, ir_version=8)
-    if op_type == "Identity":
-        return ir.to_proto(model)
-    names = verbs.Names(model)
-    verbs.replace_input(node, 1, verbs.add_constant(graph, names, np.asarray(1 / 32, np.float32), "scale"))
-    verbs.replace_input(node, 2, verbs.add_constant(graph, names, np.asarray(128, np.uint8), "zero_point"))
-    order = _channels_last(len(shape))
-    if len(shape) > 2 and op_type == "QuantizeLinear":
-        turned = ir.node("Transpose", [node.outputs[0]], {"perm": order}, name="turned")
-        turned.outputs[0].name, turned.outputs[0].type = "y_last", ir.TensorType(out)
-        graph.insert_after(node, turned)
-        graph.outputs[0] = turned.outputs[0]
-    elif len(shape) > 2:
-        x.shape = ir.Shape([shape[axis] for axis in order])
-        turned = verbs.add_node(names, "Transpose", [x], {"perm": np.argsort(order).tolist()}, before=node)
-        verbs.replace_input(node, 0, turned.outputs[0])
-    return ir.to_proto(model)
-
-
-def edges_of(
-    model: ir.Model, nodes: Sequence[ir.Node], shapes: ShapesLike, table: Table, context: Context
-) -> list[Edge]:
-    """The tensors on which a layer and the one before it have to agree, with what it costs where they do not.
-
-    Where several layers make a tensor together (a sum), the last of them stands for all. What does not follow an int8
-    layer (`quant.layout`) works in float.
-
-    Args:
-        model: Float.
-        nodes: The layers that can be int8.
-        shapes: Of its values.
-        table: Where times are kept.
-        context: For the record of progress.
-    """
-    able = set(nodes)
-    place = {node: number for number, node in enumerate(model.graph)}
-    call = _call(table)
-    found: list[Edge] = []
-    read: set[ir.Node] = set()
-    for number, node in enumerate(nodes):
-        context.progress("timing conversions", number, len(nodes))
-        source = _source(node, able, place)
-        if source is not None:
-            read.add(source)
-        shape = shapes.shape.get(node.inputs[0]) if node.inputs[0] is not None else None
-        if shape:
-            found.append(Edge(source, node, _conversion(shape, table, call)))
-    for node in nodes:
-        shape = shapes.shape.get(node.outputs[0])
-        if node not in read and shape and node.op_type == "Conv":  # the products answer in float by themselves
-            found.append(Edge(node, None, _conversion(shape, table, call)))
-    return found
-
-
-def _source(node: ir.Node, able: set[ir.Node], place: dict[ir.Node, int]) -> ir.Node | None:
-    """The last layer that makes what a layer reads, past everything that would follow it into int8."""
-    pending, seen = [node], {node}
-    while pending:
-        pending.sort(key=place.__getitem__)
-        at = pending.pop()
-        if at in able and at is not node:
-            return at
-        if at is not node and not verbs.is_op(at, *BETWEEN):
-            continue
-        makers = {maker for v in at.inputs if v is not None and (maker := v.producer()) is not None}
-        pending += [maker for maker in makers - seen if maker in place]
-        seen |= makers
-    return None
-
-
-def _conversion(shape: Sequence[int], table: Table, call: float) -> tuple[float, float]:
-    down = _one_node("QuantizeLinear", "x", shape, ir.DataType.FLOAT, ir.DataType.UINT8)
-    up = _one_node("DequantizeLinear", "q", shape, ir.DataType.UINT8, ir.DataType.FLOAT)
-    sample = {"x": np.random.default_rng(0).standard_normal(tuple(shape)).astype(np.float32)}
-    last = [shape[axis] for axis in _channels_last(len(shape))]
-    full, share = table.left(down, [up], {**sample, "q": np.full(last, 100, np.uint8)})
-    return _without(full, call), _without(full * share, call)
+def rows_of(layer: Precision, loss: float) -> tuple[Row, Row]:
+    """Float or int8: of the two terms of a layer each row lets one count."""
+    return Row("float", 0.0, 1.0, other=0.0), Row("int8", loss, 0.0, layer, other=1.0)

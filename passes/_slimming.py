@@ -27,7 +27,7 @@ from onnxslim_core.calibration.tails import Tails
 from onnxslim_core.channels.branches import drop, in_copy
 from onnxslim_core.channels.groups import ChannelGraph, Group
 from onnxslim_core.rewrite import Change, Context
-from onnxslim_core.search.plan import Costs, Unit, choose, loss_of
+from onnxslim_core.search.plan import Costs, Unit, cheapest, choose, loss_of
 
 from ._costs import costs_of, scaled
 from ._mending import Choice, Mended, carry_out, cut, mended
@@ -49,6 +49,8 @@ _ROUNDS = 5
 """Plans that are cut and timed, at most, until a latency target is met."""
 _TRIES = 3
 """Plans with int8 that are carried out, at most: what cannot be int8 after all is left out of the next one."""
+_OVER = 1.02
+"""How far over its target a plan may be timed once it is carried out: it was under it when it was planned."""
 _NEVER = 1e6
 """The loss of an option that is not to be taken."""
 
@@ -157,9 +159,9 @@ class Slimming:
             reason = "allocation 'latency' needs timing: leave out --no-latency"
             return [Change(demand.name, (), "plan by latency", reason=reason, guard="timing_on"), *options.refused]
         costs = self._as_measured(costs)
-        least = 1.0
+        least, aim = 1.0, demand.target
         for _ in range(_TRIES):
-            met, ratios = self._meet(costs)
+            met, ratios = self._meet(costs, aim)
             least = min([least, *ratios.values()])
             if met is None:
                 break
@@ -168,19 +170,20 @@ class Slimming:
             if not any(has_int8(options, choice) for choice in rivals):
                 return self._finish(rivals, costs, shown)
             found = self._finish_narrow(rivals, costs, shown)
-            if not isinstance(found, float):
+            if isinstance(found, list):
                 return found
-            least = min(least, found)
+            if found is not None:
+                least, aim = min(least, found), aim * min(demand.target / found, 1.0)
         reason = f"the fastest plan within the limits was measured at {least:.2f} of the time"
         what = f"take no more than {demand.target:g} of the time"
         return [Change(demand.name, (), what, reason=reason, guard="target_reachable"), *options.refused]
 
-    def _meet(self, costs: Costs) -> tuple[Choice | None, dict[Choice, float]]:
-        """The widest plan seen that keeps the target, and the ratio of all that were timed."""
-        demand, units = self._demand, self._options.units
+    def _meet(self, costs: Costs, aim: float) -> tuple[Choice | None, dict[Choice, float]]:
+        """The widest plan seen that takes no more than this share of the time, and the ratio of all that were timed."""
+        units = self._options.units
         full = costs.total(units, (0,) * len(units))
-        starts = [self._narrowest()] if any(isinstance(each, Precision) for each in self._options.homes) else []
-        low, high, target = 0.0, 1.0, demand.target
+        starts = [self._all_int8(), self._fastest(costs)] if any(self._all_int8()) else []
+        low, high, target = 0.0, 1.0, aim
         met: Choice | None = None
         seen: dict[Choice, float] = {}
         for number in range(_ROUNDS):
@@ -191,12 +194,12 @@ class Slimming:
             else:
                 if choice not in seen:
                     seen[choice] = self._ratio(choice)
-                if seen[choice] <= demand.target:
+                if seen[choice] <= aim:
                     met, low = choice, target
                 else:
                     high = target
             ratio = seen.get(choice, float("nan")) if choice is not None else float("nan")
-            guess = target * demand.target / ratio if ratio == ratio else (low + high) / 2
+            guess = target * aim / ratio if ratio == ratio else (low + high) / 2
             # a plan that just misses the ratio must not be planned again
             guess = min(guess, high - _STEP) if high <= target else guess
             target = guess if low < guess < high else (low + high) / 2
@@ -204,16 +207,23 @@ class Slimming:
                 break
         return met, seen
 
-    def _narrowest(self) -> Choice:
+    def _all_int8(self) -> Choice:
         """Every layer in int8 that may be, and nothing else."""
         return tuple(
             int(isinstance(what, Precision) and unit.rows[-1].loss < _NEVER)
             for unit, what in zip(self._options.units, self._options.homes, strict=True)
         )
 
+    def _fastest(self, costs: Costs) -> Choice:
+        """Nothing cut, every layer in what takes less time: in int8, but for those that are slower."""
+        units = self._options.units
+        starts = [self._all_int8(), (0,) * len(units)]
+        may = [number for number, row in enumerate(starts[0]) if row]
+        return min((cheapest(units, costs, start, may) for start in starts), key=lambda each: costs.total(units, each))
+
     def _as_measured(self, costs: Costs) -> Costs:
-        """Costs that say of the network in int8, nothing cut, what it was measured to take."""
-        whole = self._narrowest()
+        """Costs that say of the fastest network of which nothing is cut what it was measured to take."""
+        whole = self._fastest(costs)
         if not any(whole):
             return costs
         full = costs.total(self._options.units, (0,) * len(whole))
@@ -224,7 +234,7 @@ class Slimming:
         options, target = self._options, costs.total(self._options.units, met)
         found = [self._uniform(costs, target, met)]
         if has_int8(options, met):
-            found += [choose(self._only(row), costs, target, [self._narrowest()]) for row in (0, 1)]
+            found += [choose(self._only(row), costs, target, [self._all_int8()]) for row in (0, 1)]
         near = _NEAR * loss_of(options.units, met)
         fit = [c for c in dict.fromkeys(found) if c not in (None, met) and loss_of(options.units, c) <= near]
         return [choice for choice in fit if self._ratio(choice) <= self._demand.target]
@@ -250,10 +260,12 @@ class Slimming:
             timings.append(self._context.latency(self._options.model, model))
         return float(np.median([timing.ratio for timing in timings]))
 
-    def _finish_narrow(self, choices: Sequence[Choice], costs: Costs, details: dict[str, Any]) -> list[Change] | float:
-        """The best plan carried out in int8; where a layer cannot be int8 and time is short for that, its ratio.
+    def _finish_narrow(
+        self, choices: Sequence[Choice], costs: Costs, details: dict[str, Any]
+    ) -> list[Change] | float | None:
+        """The best plan carried out in int8; its ratio, where that misses the target; None where nothing can be int8.
 
-        What was learned about such layers is kept in the units, for the next plan.
+        Layers that had to go back to float are kept in float by the next plan.
         """
         best, shown = self._mended_best(choices, costs, details, _NEAR)
         if not has_int8(self._options, best.choice):
@@ -261,9 +273,9 @@ class Slimming:
         found = narrowed(self._options, best, shown, _MIN_COSINE)
         if isinstance(found, str):
             self._leave_in_float({what.name for what in self._options.homes if isinstance(what, Precision)})
-            return 1.0
+            return None
         ratio = self._time_of(found.model)
-        if found.floats and ratio > self._demand.target:
+        if ratio > self._demand.target * _OVER:
             self._leave_in_float(found.floats)
             return ratio
         model = self._options.model

@@ -4,10 +4,12 @@
     W ~ s_n q        weights in int8, one scale per output channel n;  bias in int32 with s * s_n
 
 Written as QuantizeLinear and DequantizeLinear, which onnxruntime fuses into 8-bit kernels. Everything between two
-8-bit layers follows, so that no conversion is left there. Answers are judged on samples that gave no ranges, in each
-part of each output. Where all layers together lose much of what `min_cosine` allows, weights are rounded anew, layer by
-layer, on what the 8-bit network reads (`repair`). Where they still lose more, every layer is measured alone, and those
-that cost most for what they gain go back to float until the answers hold. What is not measured faster is undone.
+8-bit layers follows, so that no conversion is left there. A layer that takes longer in int8 by itself (as the first of
+a network of images often does) stays in float, where the whole is measured faster so. Answers are judged on samples
+that gave no ranges, in each part of each output. Where all layers together lose much of what `min_cosine` allows,
+weights are rounded anew, layer by layer, on what the 8-bit network reads (`repair`). Where they still lose more, every
+layer is measured alone, and those that cost most for what they gain go back to float until the answers hold. What is
+not measured faster is undone.
 
 Lossy. Needs samples of real inputs, but for `mode = "weights"`. Sources: Jacob et al., CVPR 2018; Nagel et al., ICCV
 2019 (bias correction, equalization); Frantar et al., ICLR 2023 (error feedback); ONNX DequantizeLinear (13).
@@ -22,13 +24,15 @@ import onnx_ir as ir
 
 from onnxslim_core.errors import MeasureError, RecipeError, UnsupportedModel
 from onnxslim_core.graph import is_op, label_of
+from onnxslim_core.measure.pieces import Table, cache_folder, settled
 from onnxslim_core.quant.dynamic import store_weights
 from onnxslim_core.quant.layout import is_quantized, linear_nodes
 from onnxslim_core.quant.ranges import METHODS
 from onnxslim_core.rewrite import Change, Context, Kind, weight_bytes
 
 from ._opset import raise_opset
-from ._precision import is_named
+from ._precision import in_int8, is_named
+from ._precision_clock import fastest_layers
 from ._quantize_prepare import prepare
 from ._quantize_static import Search, Wanted
 
@@ -97,8 +101,11 @@ class Quantize:
         nodes = [node for node in linear_nodes(work) if not is_named(node, self.ignored)]
         if not nodes:
             return [self._refusal("has_weights", "no Conv, Gemm or MatMul has constant float32 weights")]
+        details: dict[str, Any] = {}
+        if mode == "static" and self.measure != "never" and context.latency is not None:
+            nodes = self._fast(work, nodes, context, details)
         wanted = Wanted(mode, self.min_cosine, self.min_agreement, self.ranges, self.percentile, self.repair, nodes)
-        search = Search(model, work, wanted, context)
+        search = Search(model, work, wanted, context, details)
         try:
             found, chosen = search.run()
         except MeasureError as err:
@@ -113,6 +120,21 @@ class Quantize:
         action = f"{len(chosen)} of {len(nodes)} layers in int8"
         where = tuple(label_of(node) for node in chosen)
         return [Change(self.name, where, action, bytes_saved=saved, details=search.details)]
+
+    def _fast(self, work: ir.Model, nodes: list[ir.Node], context: Context, details: dict[str, Any]) -> list[ir.Node]:
+        """The layers without those that are slower in int8, each timed alone, where the whole is measured faster so."""
+        assert context.latency is not None
+        fast = fastest_layers(work, nodes, Table(context.threads, cache_folder()), context)
+        slow = [node for node in nodes if node not in fast]
+        ignored = [str(node.name) for node in work.graph if node not in nodes]
+        if not fast or not slow:
+            return nodes
+        whole = in_int8(work, ignored, context.samples[:1], context)
+        mixed = in_int8(work, [*ignored, *(str(node.name) for node in slow)], context.samples[:1], context)
+        if whole is None or mixed is None or context.latency(whole, mixed).high >= 1:
+            return nodes
+        details["slower_in_int8"] = [label_of(node) for node in slow]
+        return fast
 
     def _mode_for(self, model: ir.Model) -> str:
         """Fixed ranges where there is a Conv; a network of matrix products takes them call by call."""
@@ -140,13 +162,10 @@ class Quantize:
             return None
         if context.latency is None:
             return self._refusal("measured_faster", "the time cannot be measured", details)
-        for _ in range(_PROBES):
-            timing = context.latency(model, found)
-            details["latency"] = {"ratio": timing.ratio, "low": timing.low, "high": timing.high}
-            if timing.high < 1:
-                return None
-            if timing.low >= 1:
-                break
+        timing = settled(context.latency, model, found, _PROBES)
+        details["latency"] = {"ratio": timing.ratio, "low": timing.low, "high": timing.high}
+        if timing.high < 1:
+            return None
         spread = f"{timing.ratio:.2f} of the time ({timing.low:.2f} to {timing.high:.2f})"
         return self._refusal("measured_faster", f"not measured faster: {spread}", details)
 

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from onnxslim_core.search.plan import Costs, Row, Term, Unit, choose, loss_of
+from onnxslim_core.search.plan import Costs, Row, Term, Unit, cheapest, choose, loss_of
 
 
 def _units(rng: np.random.Generator, count: int, rows: int) -> list[Unit]:
@@ -85,3 +85,60 @@ def test_of_two_ways_to_make_a_layer_cheaper_the_better_one_counts() -> None:
                 one[number] = row
                 totals.append(costs.total(units, one))
             assert saved[1] == pytest.approx(totals[0] - totals[1])
+
+
+def _precise(count: int, wide: float, narrow: float, edge: float) -> tuple[list[Unit], Costs]:
+    """A chain of layers, each in one of two kinds of numbers; what is before and behind it is wide."""
+    rows = (Row("wide", 0.0, 1.0, other=0.0), Row("narrow", 0.1, 0.0, other=1.0))
+    units = [Unit(str(number), rows) for number in range(count)]
+    terms = [Term(base, ({u: 1.0},), columns=(c,)) for u in range(count) for c, base in ((0, wide), (1, narrow))]
+    for u in range(count - 1):
+        terms += [Term(edge, ({u: 1.0}, {u + 1: 1.0}), columns=columns) for columns in ((0, 1), (1, 0))]
+    terms += [Term(edge, ({u: 1.0},), columns=(1,)) for u in (0, count - 1)]
+    return units, Costs(tuple(terms))
+
+
+def test_a_layer_costs_what_its_kind_of_numbers_costs_and_neighbours_that_differ_pay() -> None:
+    units, costs = _precise(3, 10.0, 4.0, 1.0)
+    assert costs.total(units, (0, 0, 0)) == 30.0
+    assert costs.total(units, (1, 1, 1)) == 3 * 4.0 + 2.0
+    assert costs.total(units, (1, 0, 1)) == 4.0 + 10.0 + 4.0 + 4.0
+    assert costs.total(units, (0, 1, 0)) == 10.0 + 4.0 + 10.0 + 2.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_savings_are_differences_of_totals_in_both_columns(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    units, costs = _precise(4, 10.0, 4.0, 1.5)
+    width = Unit("w", (Row("keep", 0.0, 1.0), Row("half", 1.0, 0.5, other=0.9)))
+    units = [*units, width]
+    terms = tuple(Term(t.base, (*t.factors, {4: 0.7}), columns=(*t.columns, t.columns[0])) for t in costs.terms)
+    costs = Costs(terms, fixed=2.0)
+    choice = [int(row) for row in rng.integers(0, 2, 5)]
+    for number, saved in enumerate(costs.savings(units, choice)):
+        totals = [costs.total(units, [*choice[:number], row, *choice[number + 1 :]]) for row in (0, 1)]
+        assert saved[1] == pytest.approx(totals[0] - totals[1])
+
+
+def test_a_conversion_on_each_side_keeps_single_layers_wide_and_all_together_pay() -> None:
+    units, costs = _precise(5, 10.0, 7.0, 2.0)
+    assert cheapest(units, costs, (0,) * 5, range(5)) == (0,) * 5, "one alone costs 4 to convert and saves 3"
+    assert cheapest(units, costs, (1,) * 5, range(5)) == (1,) * 5
+    assert choose(units, costs, 40.0, [(1,) * 5]) == (1,) * 5
+
+
+def test_the_slow_ones_at_the_end_of_a_chain_stay_wide() -> None:
+    units, costs = _precise(5, 10.0, 4.0, 1.0)
+    slow = Costs((*costs.terms, Term(20.0, ({0: 1.0},), columns=(1,)), Term(20.0, ({1: 1.0},), columns=(1,))))
+    assert cheapest(units, slow, (1,) * 5, range(5)) == (0, 0, 1, 1, 1)
+    assert cheapest(units, slow, (1,) * 5, [0]) == (0, 1, 1, 1, 1), "only what may change does"
+
+
+def test_fewer_channels_may_save_nothing_in_the_other_column() -> None:
+    rows = (Row("wide", 0.0, 1.0, other=0.0), Row("narrow", 0.1, 0.0, other=1.0))
+    width = Unit("w", (Row("keep", 0.0, 1.0, other=1.0), Row("half", 0.2, 0.5, other=1.0)))
+    both = ({0: 1.0}, {1: 1.0})
+    costs = Costs((Term(10.0, both, columns=(0, 0)), Term(6.0, both, columns=(1, 1))))
+    units = [Unit("p", rows), width]
+    assert choose(units, costs, 6.0) == (1, 0)
+    assert choose(units, costs, 5.0) == (0, 1)

@@ -16,7 +16,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnxslim_core.passes import pass_class
-from onnxslim_core.passes._precision import Narrow, edges_of, narrow_part, seconds_of
+from onnxslim_core.passes._precision import Narrow, narrow_part
+from onnxslim_core.passes._precision_clock import edges_of, seconds_of
 
 from onnxslim_core import graph as verbs
 from onnxslim_core.errors import RecipeError

@@ -75,9 +75,11 @@ class Draft:
         batch = next((len(array) for array in batches[0].values() if np.ndim(array)), 1)
         return cls(model, nodes, spreads, batch)
 
-    def layout(self, linear: Collection[ir.Node], left: Collection[ir.Node] = ()) -> Layout:
-        """Where numbers have 8 bits once these linear nodes do."""
-        return lay_out(self.model, linear, self.spreads, left)
+    def layout(
+        self, linear: Collection[ir.Node], left: Collection[ir.Node] = (), read: Collection[ir.Value] = ()
+    ) -> Layout:
+        """Where numbers have 8 bits once these linear nodes do; see `lay_out`."""
+        return lay_out(self.model, linear, self.spreads, left, read)
 
     def variant(self, layout: Layout, weights: Mapping[ir.Node, Rounded] | None = None) -> ir.Model:
         """The model with a layout written into it.

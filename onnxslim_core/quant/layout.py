@@ -112,7 +112,11 @@ def activations(node: ir.Node) -> list[int]:
 
 
 def lay_out(
-    model: ir.Model, linear: Collection[ir.Node], spreads: Mapping[ir.Value, Spread], left: Collection[ir.Node] = ()
+    model: ir.Model,
+    linear: Collection[ir.Node],
+    spreads: Mapping[ir.Value, Spread],
+    left: Collection[ir.Node] = (),
+    read: Collection[ir.Value] = (),
 ) -> Layout:
     """Let everything between the chosen linear nodes follow.
 
@@ -121,6 +125,7 @@ def lay_out(
         linear: Linear nodes that are to work on int8.
         spreads: What was seen of the activations; what was not seen stays in float.
         left: Nodes that stay in float whatever lies around them.
+        read: Values that some 8-bit node reads that is not in the model: it is a part of another one.
     """
     kept = set(left)
     nodes = {n for n in linear if _seen(n.inputs[0], spreads) and _seen(n.outputs[0], spreads)}
@@ -131,10 +136,10 @@ def lay_out(
     while waiting:  # the greatest set in which every node has a reason to be there
         waiting = False
         for node in [*between, *reversed(between)]:
-            if node in nodes and not _belongs(node, nodes, chosen):
+            if node in nodes and not _belongs(node, nodes, chosen, read):
                 nodes.discard(node)
                 waiting = True
-    return _values(model, nodes)
+    return _values(model, nodes, read)
 
 
 def _seen(value: ir.Value | None, spreads: Mapping[ir.Value, Spread]) -> bool:
@@ -155,7 +160,9 @@ def _can_follow(node: ir.Node, spreads: Mapping[ir.Value, Spread]) -> bool:
     return any(verbs.array_of(v) is None for v in given)
 
 
-def _belongs(node: ir.Node, nodes: Collection[ir.Node], chosen: Collection[ir.Node]) -> bool:
+def _belongs(
+    node: ir.Node, nodes: Collection[ir.Node], chosen: Collection[ir.Node], read: Collection[ir.Value]
+) -> bool:
     made = [v.producer() in nodes for i in activations(node) if (v := node.inputs[i]) is not None and v.producer()]
     if not any(made):
         return False
@@ -163,10 +170,10 @@ def _belongs(node: ir.Node, nodes: Collection[ir.Node], chosen: Collection[ir.No
     maker = first.producer() if first is not None else None
     if node.op_type in BOUND and maker is not None and maker in chosen:
         return True
-    return any(user in nodes for user, _ in verbs.users_of(node.outputs[0])[0])
+    return node.outputs[0] in read or any(user in nodes for user, _ in verbs.users_of(node.outputs[0])[0])
 
 
-def _values(model: ir.Model, nodes: Collection[ir.Node]) -> Layout:
+def _values(model: ir.Model, nodes: Collection[ir.Node], read: Collection[ir.Value]) -> Layout:
     """The values on grids, given the nodes."""
     inside, source = set[ir.Value](), dict[ir.Value, ir.Value]()
     rounded: dict[ir.Value, None] = {}
@@ -185,7 +192,7 @@ def _values(model: ir.Model, nodes: Collection[ir.Node]) -> Layout:
             continue
         if node.op_type in SAME:
             source[out] = node.inputs[0]  # type: ignore[assignment]
-        floats = node.op_type in ("Gemm", "MatMul") and not any(user in nodes for user, _ in users)
+        floats = node.op_type in ("Gemm", "MatMul") and out not in read and not any(user in nodes for user, _ in users)
         if not floats:  # these two have kernels that answer in float
             rounded[out] = None
     return Layout(frozenset(nodes), tuple(rounded), source, frozenset(inside))

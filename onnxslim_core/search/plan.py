@@ -18,14 +18,14 @@ neighbours differ, the conversion between them is a term with a factor from each
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Costs", "Row", "Term", "Unit", "choose", "loss_of"]
+__all__ = ["Costs", "Row", "Term", "Unit", "cheapest", "choose", "loss_of"]
 
 Floats = NDArray[np.float64]
 Choice = tuple[int, ...]
@@ -174,6 +174,27 @@ def choose(units: Sequence[Unit], costs: Costs, target: float, starts: Sequence[
         least = tuple(int(np.argmin([row.left for row in unit.rows])) for unit in units)
         best = _mended(units, costs, target, least)
     return best
+
+
+def cheapest(units: Sequence[Unit], costs: Costs, start: Choice, may: Collection[int]) -> Choice:
+    """What becomes of a choice if single units change for what costs less, the largest gain first, until none does.
+
+    Args:
+        units: What is decided; losses do not count.
+        costs: What the rows cost together.
+        start: Where to begin.
+        may: Numbers of the units that may change.
+    """
+    now = list(start)
+    while True:
+        savings = costs.savings(units, now)
+        moves = [
+            (saved[row] - saved[now[u]], -u, -row) for u in may for saved in [savings[u]] for row in range(len(saved))
+        ]
+        gain, number, row = max(moves, default=(0.0, 0, 0))
+        if gain <= 1e-9 * costs.total(units, now):
+            return tuple(now)
+        now[-number] = -row
 
 
 def _knapsack(units: Sequence[Unit], savings: Sequence[Floats], need: float) -> Choice:
