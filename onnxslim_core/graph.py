@@ -18,6 +18,7 @@ from onnxslim_core.errors import InternalError
 __all__ = [
     "STANDARD",
     "Names",
+    "add_behind",
     "add_constant",
     "add_node",
     "all_nodes",
@@ -25,6 +26,7 @@ __all__ = [
     "attribute",
     "bodies",
     "drop_given_names",
+    "first_input",
     "idle_source",
     "is_op",
     "label_of",
@@ -34,6 +36,7 @@ __all__ = [
     "owner_of",
     "remove",
     "replace",
+    "replace_constant",
     "replace_input",
     "set_attribute",
     "users_of",
@@ -111,6 +114,13 @@ def name_node(node: ir.Node, name: str) -> None:
 def users_of(value: ir.Value) -> tuple[list[tuple[ir.Node, int]], bool]:
     """Who reads a value: (node, input index) pairs, in bodies too, and whether it is an output of a graph or a body."""
     return [(use.node, use.idx) for use in value.uses()], value.is_graph_output()
+
+
+def first_input(node: ir.Node) -> ir.Value:
+    """The first input of a node that always has one."""
+    value = node.inputs[0]
+    assert value is not None
+    return value
 
 
 def opset_of(model: ir.Model, domain: str = "") -> int:
@@ -244,6 +254,41 @@ def replace_input(node: ir.Node, index: int, value: ir.Value | None) -> None:
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
     node.replace_input_with(index, value)
+
+
+def replace_constant(node: ir.Node, index: int, made: ir.Value) -> None:
+    """Let a node read a new constant; it takes the name of the old one where nobody else reads that."""
+    old = node.inputs[index] if index < len(node.inputs) else None
+    replace_input(node, index, made)
+    graph = owner_of(made)
+    if old is None or graph is None or old.uses() or old.is_graph_output():
+        return
+    name = str(old.name)
+    if graph.initializers.get(name) is old and not old.is_graph_input():
+        graph.initializers.pop(name)
+        graph.initializers.pop(str(made.name))
+        made.name = name
+        graph.register_initializer(made)
+    elif (producer := old.producer()) is not None and not any(value.uses() for value in producer.outputs):
+        remove(producer)
+
+
+def add_behind(node: ir.Node, bias: ir.Value, names: Names) -> None:
+    """`node + bias`, as a new Add that every reader reads."""
+    value, graph = node.outputs[0], node.graph
+    assert isinstance(graph, ir.Graph)
+    readers, is_output = users_of(value)
+    add = ir.node("Add", [value, bias])
+    add.name = names.new(f"{node.name or node.op_type}/Add")
+    add.outputs[0].name = names.new(f"{value.name}/shifted")
+    add.outputs[0].type = value.type
+    graph.insert_after(node, add)
+    if is_output:
+        replace(value, add.outputs[0], names)
+        replace_input(add, 0, value)
+        return
+    for reader, index in readers:
+        replace_input(reader, index, add.outputs[0])
 
 
 def replace(old: ir.Value, new: ir.Value, names: Names) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxslim_core.errors import InternalError
-from onnxslim_core.graph import attribute, is_op
+from onnxslim_core.graph import attribute, first_input, is_op
 
 from ._affine import FLOATS, constant, rank_of, source_index, varies_along
 
@@ -107,9 +107,7 @@ class Term:
     @property
     def source(self) -> ir.Value:
         """What it reads."""
-        value = self.node.inputs[0]
-        assert value is not None
-        return value
+        return first_input(self.node)
 
     @property
     def out(self) -> ir.Value:

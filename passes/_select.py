@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxslim_core.graph import attribute, is_op, label_of, opset_of, users_of
+from onnxslim_core.graph import attribute, first_input, is_op, label_of, opset_of, users_of
 from onnxslim_core.rewrite import Edit
 
 from ._affine import coefficients, constant
@@ -54,9 +54,7 @@ class Place:
     @property
     def source(self) -> ir.Value:
         """The shared tensor."""
-        value = self.node.inputs[0]
-        assert value is not None
-        return value
+        return first_input(self.node)
 
     @property
     def nodes(self) -> tuple[ir.Node, ...]:

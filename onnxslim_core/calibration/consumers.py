@@ -220,60 +220,28 @@ def put_weights(model: ir.Model, node: ir.Node, weights: Floats, bias: Floats) -
         verbs.set_attribute(node, "beta", None)
     layout = stored_weights(node, weights)
     made = verbs.add_constant(graph, names, _stored(layout, old.dtype), str(node.inputs[index].name))  # type: ignore[union-attr]
-    _swap(node, index, made)
+    verbs.replace_constant(node, index, made)
     if behind is not None:
         add, place = behind
         like = verbs.array_of(add.inputs[place])
         assert like is not None
         shift = verbs.add_constant(graph, names, _stored(bias.reshape(like.shape), old.dtype), f"{add.name}/bias")
-        _swap(add, place, shift)
+        verbs.replace_constant(add, place, shift)
         return
     if node.op_type == "MatMul" and index == 0:
         bias = bias[:, None]
     hint = f"{node.name or node.op_type}/bias"
     shift = verbs.add_constant(graph, names, _stored(bias, old.dtype), hint)
     if node.op_type != "MatMul":
-        _swap(node, 2, shift)
+        verbs.replace_constant(node, 2, shift)
         return
-    _add_after(node, shift, names)
+    verbs.add_behind(node, shift, names)
 
 
 def _stored(array: Floats, dtype: np.dtype[np.generic]) -> np.ndarray:
     """An array in a type, clipped to what the type holds."""
     most = float(np.finfo(dtype.name).max)
     return np.clip(array, -most, most).astype(dtype)
-
-
-def _add_after(node: ir.Node, shift: ir.Value, names: verbs.Names) -> None:
-    """`node + shift`, as a new Add that every reader reads."""
-    value, graph = node.outputs[0], node.graph
-    assert isinstance(graph, ir.Graph)
-    readers, is_output = verbs.users_of(value)
-    add = ir.node("Add", [value, shift])
-    add.name, add.outputs[0].name = names.new(f"{node.name}/Add"), names.new(f"{value.name}/shifted")
-    add.outputs[0].type = value.type
-    graph.insert_after(node, add)
-    if is_output:
-        verbs.replace(value, add.outputs[0], names)
-        verbs.replace_input(add, 0, value)
-        return
-    for reader, index in readers:
-        verbs.replace_input(reader, index, add.outputs[0])
-
-
-def _swap(node: ir.Node, index: int, made: ir.Value) -> None:
-    """Read another constant; where nobody else reads the old one it goes, and the new one takes its name."""
-    old = node.inputs[index] if index < len(node.inputs) else None
-    verbs.replace_input(node, index, made)
-    if old is None or old.producer() is not None or old.uses() or old.is_graph_output() or old.is_graph_input():
-        return
-    if not isinstance(old.graph, ir.Graph) or old.graph is not made.graph:
-        return
-    graph, name = old.graph, str(old.name)
-    graph.initializers.pop(name, None)
-    graph.initializers.pop(str(made.name), None)
-    made.name = name
-    graph.register_initializer(made)
 
 
 def target_of(node: ir.Node) -> tuple[ir.Value, ir.Value | None]:

@@ -13,7 +13,7 @@ from onnxslim_core import graph as verbs
 from onnxslim_core._emit import write_node
 from onnxslim_core.calibration.consumers import bias_of, constant_of, source_of, stored_weights
 
-__all__ = ["Swap", "cut_out", "read_by"]
+__all__ = ["Swap", "cut_out", "read_by", "read_from"]
 
 Swap = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Weights (d, n) and bias (n,) of a linear node, in the layout of `consumers.weights_of`."""
@@ -26,6 +26,19 @@ def read_by(node: ir.Node) -> Iterable[ir.Value]:
         nodes = list(verbs.all_nodes(body))
         within = {body, *(inner.graph for inner in nodes)}
         yield from (v for inner in nodes for v in inner.inputs if v is not None and verbs.owner_of(v) not in within)
+
+
+def read_from(nodes: Sequence[ir.Node]) -> list[ir.Value]:
+    """What some nodes of one graph read that is made outside of them, constants left out, in the order of reading."""
+    inside, graph = set(nodes), nodes[0].graph if nodes else None
+    read: dict[ir.Value, None] = {}
+    for value in (value for node in nodes for value in read_by(node)):
+        source = value.producer()
+        constant = source is None and value.const_value is not None and not value.is_graph_input()
+        mine = source is not None and (source in inside or verbs.is_op(source, "Constant"))
+        if not constant and not mine and verbs.owner_of(value) is graph:
+            read[value] = None
+    return list(read)
 
 
 def cut_out(

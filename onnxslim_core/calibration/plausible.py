@@ -95,8 +95,7 @@ def distance(model: ir.Model, node: ir.Node, samples: Sequence[Sample], threads:
     Raises:
         MeasureError: if the part before it does not run.
     """
-    value = node.inputs[0]
-    assert value is not None
+    value = verbs.first_input(node)
     seen = [x.reshape(x.shape[0], x.shape[1], -1) for x in Walk(model, samples, threads).value(value)]
     places = sum(x.shape[0] * x.shape[2] for x in seen)
     first = np.sum([x.sum(axis=(0, 2), dtype=np.float64) for x in seen], axis=0) / places

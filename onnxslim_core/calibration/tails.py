@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnxslim_core import graph as verbs
 from onnxslim_core.calibration.answers import Answers
 from onnxslim_core.calibration.lockstep import Walk
-from onnxslim_core.calibration.pieces import Swap, cut_out, read_by
+from onnxslim_core.calibration.pieces import Swap, cut_out, read_by, read_from
 from onnxslim_core.measure.session import open_piece, run
 from onnxslim_core.rewrite import Sample
 
@@ -106,16 +106,7 @@ class Tails:
     def _open(self, nodes: Collection[ir.Node]) -> tuple[list[ir.Node], list[ir.Value]]:
         """Everything from these nodes on, and what it reads that is made before."""
         tail = self._after.of(nodes)
-        inside = set(tail)
-        read: dict[ir.Value, None] = {}
-        for node in tail:
-            for value in read_by(node):
-                source = value.producer()
-                constant = source is None and value.const_value is not None and not value.is_graph_input()
-                mine = source is not None and (source in inside or verbs.is_op(source, "Constant"))
-                if not constant and not mine and verbs.owner_of(value) is self._model.graph:
-                    read[value] = None
-        return tail, list(read)
+        return tail, read_from(tail)
 
 
 class _Followers:

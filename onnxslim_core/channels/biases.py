@@ -16,7 +16,7 @@ from onnxslim_core.channels.sums import Sum
 from onnxslim_core.ops.consts import array_of
 from onnxslim_core.ops.flow import Flow
 
-__all__ = ["Shift", "add_shifts", "contribution", "shifts_of", "swap"]
+__all__ = ["Shift", "add_shifts", "contribution", "shifts_of"]
 
 Floats = NDArray[np.float64]
 
@@ -138,43 +138,8 @@ def add_shifts(channels: ChannelGraph, shifts: Sequence[Shift], gone: NDArray[np
             bias = bias.compress(~gone[shift.keeps], axis=shift.axis)
         made = verbs.add_constant(graph, names, bias.astype(shift.dtype), f"{source.name or source.op_type}/bias")
         if shift.node is None:
-            _add_after(source, made, names)
+            verbs.add_behind(source, made, names)
             continue
         if verbs.is_op(shift.node, "Gemm"):
             verbs.set_attribute(shift.node, "beta", None)
-        swap(shift.node, shift.index, made)
-
-
-def swap(node: ir.Node, index: int, made: ir.Value) -> None:
-    """Let a node read a new constant; it takes the name of the old one where nobody else reads that."""
-    old = node.inputs[index] if index < len(node.inputs) else None
-    verbs.replace_input(node, index, made)
-    graph = verbs.owner_of(made)
-    if old is None or graph is None or old.uses() or old.is_graph_output():
-        return
-    name = str(old.name)
-    if graph.initializers.get(name) is old and not old.is_graph_input():
-        graph.initializers.pop(name)
-        graph.initializers.pop(str(made.name))
-        made.name = name
-        graph.register_initializer(made)
-    elif (producer := old.producer()) is not None and not any(value.uses() for value in producer.outputs):
-        verbs.remove(producer)
-
-
-def _add_after(node: ir.Node, bias: ir.Value, names: verbs.Names) -> None:
-    """`node + bias`, as a new Add that every reader reads."""
-    graph, value = node.graph, node.outputs[0]
-    assert isinstance(graph, ir.Graph)
-    readers, is_output = verbs.users_of(value)
-    add = ir.node("Add", [value, bias])
-    add.name = names.new(f"{node.name or node.op_type}/Add")
-    add.outputs[0].name = names.new(f"{value.name}/shifted")
-    add.outputs[0].type = value.type
-    graph.insert_after(node, add)
-    if is_output:
-        verbs.replace(value, add.outputs[0], names)
-        verbs.replace_input(add, 0, value)
-        return
-    for reader, index in readers:
-        verbs.replace_input(reader, index, add.outputs[0])
+        verbs.replace_constant(shift.node, shift.index, made)

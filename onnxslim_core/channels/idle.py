@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxslim_core import graph as verbs
-from onnxslim_core.channels.biases import add_shifts, shifts_of, swap
+from onnxslim_core.channels.biases import add_shifts, shifts_of
 from onnxslim_core.channels.boxes import Classes, Outcome, View, free_share
 from onnxslim_core.channels.groups import ChannelGraph
 from onnxslim_core.channels.numbers import Numbers
@@ -296,4 +296,4 @@ def _move_weights(
         assert isinstance(graph, ir.Graph)
         made[key] = verbs.add_constant(graph, verbs.Names(channels.flow.model), array, str(value.name))
         channels.flow.adopt(made[key], value)
-    swap(each.node, index, made[key])
+    verbs.replace_constant(each.node, index, made[key])

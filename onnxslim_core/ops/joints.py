@@ -10,7 +10,7 @@ from onnxslim_core.ops.atoms import Labels
 from onnxslim_core.ops.consts import Consts
 from onnxslim_core.ops.cut import Cut
 from onnxslim_core.ops.flow import Flow, Rule, axes_of
-from onnxslim_core.ops.move import Array, axis_of, first_input
+from onnxslim_core.ops.move import Array, axis_of
 
 __all__ = ["RULES"]
 
@@ -179,7 +179,8 @@ def _cut_pad(cut: Cut, node: ir.Node) -> None:
 def _value_pad(consts: Consts, node: ir.Node) -> None:
     """New channels hold the pad value; a channel padded in space stays constant only where it is that value."""
     flow, rank = consts.flow, len(consts.flow.shape(node.outputs[0]))
-    pads, x, labels = _pads(flow, node, rank), consts.full(first_input(node)), flow.labels(first_input(node))
+    source = verbs.first_input(node)
+    pads, x, labels = _pads(flow, node, rank), consts.full(source), flow.labels(source)
     if pads is None or labels is None:
         return
     if str(verbs.attribute(node, "mode", "constant")) != "constant":

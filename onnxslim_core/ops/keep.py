@@ -74,7 +74,7 @@ def _value_batchnorm(consts: Consts, node: ir.Node) -> None:
     parameters = [consts.operand(value) for value in node.inputs[1:5]]
     if any(parameter is None for parameter in parameters):
         return
-    x, labels = consts.full(ir_input(node)), consts.flow.labels(node.outputs[0])
+    x, labels = consts.full(verbs.first_input(node)), consts.flow.labels(node.outputs[0])
     assert labels is not None
     if x.ndim < 2:
         return
@@ -84,13 +84,6 @@ def _value_batchnorm(consts: Consts, node: ir.Node) -> None:
         found = np.where(scale == 0, shift, (x - mean) * scale / np.sqrt(var + epsilon) + shift)
     if labels.shape[1] > 1 or found.shape[1] == 1:
         consts.set(node.outputs[0], found)
-
-
-def ir_input(node: ir.Node) -> ir.Value:
-    """The first input, which is always there."""
-    value = node.inputs[0]
-    assert value is not None
-    return value
 
 
 def _label_scaled(flow: Flow, node: ir.Node) -> None:

@@ -176,7 +176,7 @@ def _value_norm(consts: Consts, node: ir.Node) -> None:
 
     Any other constant would, too, in real arithmetic; rounding of its mean is divided by the root of epsilon.
     """
-    x = consts.full(_first(node))
+    x = consts.full(verbs.first_input(node))
     scale, shift = consts.operand(node.inputs[1]), consts.operand(node.inputs[2])
     groups = int(verbs.attribute(node, "num_groups", x.shape[1]))
     if scale is None or shift is None or x.size != x.shape[1] or x.shape[1] % groups:
@@ -186,12 +186,6 @@ def _value_norm(consts: Consts, node: ir.Node) -> None:
     zero = np.repeat((x == 0).reshape(groups, -1).all(axis=1), x.size // groups)
     scale, shift = (np.repeat(each, x.size // each.size) for each in (scale, shift))
     consts.set(node.outputs[0], np.where(zero | (scale == 0), shift, np.nan).reshape(x.shape))
-
-
-def _first(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    assert value is not None
-    return value
 
 
 def _pool_value(consts: Consts, node: ir.Node) -> None:

@@ -19,7 +19,7 @@ from onnxslim_core.ops.consts import Consts
 from onnxslim_core.ops.cut import Cut
 from onnxslim_core.ops.flow import Flow, Rule
 
-__all__ = ["RULES", "Array", "axis_of", "first_input", "moving"]
+__all__ = ["RULES", "Array", "axis_of", "moving"]
 
 Array = NDArray[np.generic]
 Move = Callable[[Flow, ir.Node, Array], list[Array] | None]
@@ -54,13 +54,6 @@ def moving(move: Move, cut: Callable[[Cut, ir.Node], None] | None = None, also: 
 def axis_of(node: ir.Node, rank: int, default: int = 0) -> int:
     """The `axis` of a node, counted from the front."""
     return int(verbs.attribute(node, "axis", default)) % rank
-
-
-def first_input(node: ir.Node) -> ir.Value:
-    """The first input, which is always there."""
-    value = node.inputs[0]
-    assert value is not None
-    return value
 
 
 # ---------------------------------------------------------------------- Reshape

@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxslim_core import graph as verbs
-from onnxslim_core.calibration.pieces import cut_out, read_by
+from onnxslim_core.calibration.pieces import cut_out, read_from
 from onnxslim_core.channels.groups import ChannelGraph, Group, analyse
 from onnxslim_core.channels.removal import remove_atoms
 from onnxslim_core.errors import SlimError
@@ -86,13 +86,7 @@ def part_of(model: ir.Model, shapes: ShapesLike, nodes: Sequence[ir.Node]) -> Se
         nodes: In the order of the graph.
     """
     inside = set(nodes)
-    read: dict[ir.Value, None] = {}
-    for node in nodes:
-        for value in read_by(node):
-            source = value.producer()
-            constant = source is None and value.const_value is not None and not value.is_graph_input()
-            if not constant and source not in inside and not verbs.is_op(source, "Constant"):
-                read[value] = None
+    read = read_from(nodes)
     made = [
         v
         for node in nodes

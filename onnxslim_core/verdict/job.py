@@ -19,8 +19,8 @@ from onnxslim_core.graph import all_nodes
 from onnxslim_core.model import Model, load
 from onnxslim_core.recipe import Budget, Recipe, load_budget
 from onnxslim_core.report import machine
-from onnxslim_core.rewrite import Progress, Sample
-from onnxslim_core.verdict.judge import Facts, Timing, check_judges, check_outputs, decide_timing, judge, standard
+from onnxslim_core.rewrite import Progress, Sample, Timing
+from onnxslim_core.verdict.judge import Facts, check_judges, check_outputs, decide_timing, judge, standard
 from onnxslim_core.verdict.record import FAIL, Row, Verdict
 
 if TYPE_CHECKING:

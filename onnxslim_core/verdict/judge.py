@@ -11,16 +11,17 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from onnxslim_core.errors import BudgetError
 from onnxslim_core.recipe import Budget
+from onnxslim_core.rewrite import Timing
 from onnxslim_core.verdict.record import FAIL, INCONCLUSIVE, PASS, Row, shown
 
 if TYPE_CHECKING:
     from onnxslim_core.measure.fidelity import OutputFidelity
 
-__all__ = ["ANSWERS", "Facts", "Timing", "check_judges", "check_outputs", "decide_timing", "judge", "pool", "standard"]
+__all__ = ["ANSWERS", "Facts", "check_judges", "check_outputs", "decide_timing", "judge", "pool", "standard"]
 
 ANSWERS = {
     "min_cosine": "cosine",
@@ -268,22 +269,6 @@ def _domain_shown(name: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- timing
-
-
-class Timing(Protocol):
-    """What is read of a `measure.latency.Latency`."""
-
-    @property
-    def ratio(self) -> float:
-        """Median of the candidate's time over the reference's."""
-
-    @property
-    def low(self) -> float:
-        """Lower end of the interval."""
-
-    @property
-    def high(self) -> float:
-        """Upper end of the interval."""
 
 
 @dataclass(frozen=True, slots=True)
