@@ -7,7 +7,7 @@ and a conversion a little per value. `test_a_real_clock` measures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from onnxslim_core.search.segments import part_of
 from tests.test_slim import Counted, answers, lost, network, samples
 
 PER_VALUE = 2.0
+ONE = samples(1, 0)[0]
 
 
 def is_int8(node: ir.Node) -> bool:
@@ -88,7 +89,7 @@ class Clock:
         return any(user.op_type in ("Conv", "Gemm") and not is_int8(user) for user, _ in node.outputs[0].uses())
 
     def latency(self, reference: ir.Model, candidate: ir.Model) -> Counted:
-        before, after = (self.seconds(each, samples(1, 0)[0]) for each in (reference, candidate))
+        before, after = (self.seconds(each, ONE) for each in (reference, candidate))
         return Counted(after / before, after / before, after / before)
 
     def measure(self, protos: Sequence[onnx.ModelProto], sample: Sample) -> list[float]:
@@ -123,7 +124,7 @@ def test_int8_alone_is_the_plan_where_it_suffices(monkeypatch: pytest.MonkeyPatc
 def test_a_target_below_int8_is_met_by_cutting_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     model, changes = planned(Clock(), monkeypatch, tmp_path, target=0.35)
     assert int8_layers(model), changes
-    assert cost(wrap(model), samples(1, 0)[0]).macs < cost(wrap(network()), samples(1, 0)[0]).macs
+    assert cost(wrap(model), ONE).macs < cost(wrap(network()), ONE).macs
     assert Clock().latency(network(), model).ratio <= 0.35
     assert lost(model, network()) < 0.35
     details = next(change.details for change in changes if change.applied and "layers in int8" in change.action)
@@ -156,7 +157,8 @@ def test_a_target_out_of_reach_changes_nothing(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_the_same_seed_gives_the_same_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    made = [planned(Clock(), monkeypatch, tmp_path, target=0.4)[0] for _ in range(2)]
+    options = {"target": 0.5, "forms": ("gone", "int8")}
+    made = [planned(Clock(), monkeypatch, tmp_path, network(blocks=2), **options)[0] for _ in range(2)]
     first, second = (ir.to_proto(each).SerializeToString(deterministic=True) for each in made)
     assert first == second
 
@@ -168,6 +170,32 @@ def test_ranks_are_int8_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> N
     assert split and len(int8_layers(model)) > len(linear_nodes(network(blocks=2))) - 2, changes
 
 
+def quantized(clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> tuple[ir.Model, Change]:
+    monkeypatch.setenv("ONNXSLIM_CORE_CACHE", str(tmp_path))
+    monkeypatch.setattr(Table, "_measure", lambda table, protos, sample: clock.measure(protos, sample))
+    model = network()
+    context = Context(samples=samples(40, 1), samples_are_real=True, latency=clock.latency)
+    (change,) = pass_class("quantize")().run(model, context)
+    return model, change
+
+
+def test_quantize_leaves_in_float_what_is_slower_in_int8(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    model, change = quantized(Clock(dear=("stem",)), monkeypatch, tmp_path)
+    assert change.details["slower_in_int8"] == ["Conv 'stem'"]
+    assert int8_layers(model) == {str(node.name) for node in linear_nodes(network())} - {"stem"}
+
+
+def test_quantize_takes_all_layers_where_the_whole_is_not_faster_without_some(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    parts, whole = Clock(dear=("stem",)), Clock()
+    monkeypatch.setattr(
+        Clock, "latency", lambda clock, a, b: Counted(*[whole.seconds(b, ONE) / whole.seconds(a, ONE)] * 3)
+    )
+    model, change = quantized(parts, monkeypatch, tmp_path)
+    assert "slower_in_int8" not in change.details and "stem" in int8_layers(model)
+
+
 def test_int8_needs_a_plan_by_latency() -> None:
     with pytest.raises(RecipeError, match="holds 'int8', allocation is 'macs'"):
         pass_class("slim")(target=0.5, allocation="macs", forms=("width", "int8"))
@@ -175,7 +203,7 @@ def test_int8_needs_a_plan_by_latency() -> None:
 
 def _part(model: ir.Model, name: str) -> tuple[Any, Narrow]:
     node = next(each for each in model.graph if each.name == name)
-    segment = part_of(model, concrete_shapes(model, samples(1, 0)[0]), [node])
+    segment = part_of(model, concrete_shapes(model, ONE), [node])
     assert segment is not None
     narrow = narrow_part(segment, (), Context(samples=samples(2, 0)))
     assert narrow is not None
@@ -203,7 +231,7 @@ def test_a_part_in_int8_has_no_conversion_left(tmp_path: Any) -> None:
 
 def test_layers_and_the_edges_between_them_are_timed(tmp_path: Any) -> None:
     model, table = network(), Table(1, None)
-    shapes = concrete_shapes(model, samples(1, 0)[0])
+    shapes = concrete_shapes(model, ONE)
     nodes = linear_nodes(model)
     context = Context(samples=samples(2, 0))
     both = seconds_of(model, nodes, shapes, table, context)
@@ -216,8 +244,8 @@ def test_layers_and_the_edges_between_them_are_timed(tmp_path: Any) -> None:
 
 def test_a_real_clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("ONNXSLIM_CORE_CACHE", str(tmp_path))
-    model = network()
-    clock = replace(Clock(), share=0.4)
-    context = Context(samples=samples(40, 1), samples_are_real=True, latency=clock.latency)
-    pass_class("slim")(target=0.7, forms=("int8",)).run(model, context)
-    assert cosine(model, network()) > 0.99
+    model = network(blocks=1)
+    context = Context(samples=samples(40, 1), samples_are_real=True, latency=Clock().latency)
+    pass_class("slim")(target=0.8, forms=("int8",)).run(model, context)
+    assert cosine(model, network(blocks=1)) > 0.99
+    assert list(tmp_path.glob("latency-*.json")), "what was timed is kept"
