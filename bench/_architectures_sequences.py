@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from _architectures_torch import Net
 from torch.nn import functional
 
-from tests.architectures.sequences import POSITIONS, TOKENS, relative_index, shift_mask
-from tests.halved import Part, Width
+from tests.architectures.widths import (
+    CLASSES,
+    MIXER,
+    POSITIONS,
+    SEQUENCE,
+    TOKENS,
+    decoder_block,
+    encoder_block,
+    relative_index,
+    rotary_tables,
+    shift_mask,
+    widths,
+    window_block,
+)
+from tests.halved import Part
 
 
 def _fused(net: Net, x: torch.Tensor, name: str, size: int, count: Part, slots: Part) -> tuple[torch.Tensor, ...]:
@@ -20,19 +32,18 @@ def _fused(net: Net, x: torch.Tensor, name: str, size: int, count: Part, slots: 
 
 
 def encoder(net: Net, x: torch.Tensor) -> torch.Tensor:
-    size, length = 24, x.shape[1]
+    size, length = SEQUENCE, x.shape[1]
     x = net.embedding(x, "table", TOKENS, size) + net.param("places", (POSITIONS, size))[:length]
     for block in range(2):
-        name = f"block{block}"
-        count = 4 if block else net.width(f"{name}.heads", 4)
-        slots = net.width(f"{name}.slots", 8) if block else 8
+        widths_of = encoder_block(net.draw, block)
+        name, count, slots = widths_of.name, widths_of.heads, widths_of.slots
         q, k, v = _fused(net, net.norm(x, f"{name}.norm1", size), name, size, count, slots)
         h = functional.scaled_dot_product_attention(q, k, v, scale=8**-0.5)
         h = h.transpose(1, 2).reshape(-1, length, net.size((count, slots)))
         x = x + net.linear(h, f"{name}.out", (count, slots), size)
         h = net.norm(x, f"{name}.norm2", size)
-        x = x + net.mlp(h, f"{name}.mlp", size, net.width(f"{name}.hidden", 96))
-    return net.linear(net.norm(x, "norm", size).mean(1), "head", size, 10)
+        x = x + net.mlp(h, f"{name}.mlp", size, widths_of.hidden)
+    return net.linear(net.norm(x, "norm", size).mean(1), "head", size, CLASSES)
 
 
 def _rmsnorm(net: Net, x: torch.Tensor, name: str, size: int) -> torch.Tensor:
@@ -41,27 +52,19 @@ def _rmsnorm(net: Net, x: torch.Tensor, name: str, size: int) -> torch.Tensor:
 
 
 def _rotary(net: Net, x: torch.Tensor, half: Part) -> torch.Tensor:
-    whole = half.size if isinstance(half, Width) else half
-    angles = np.outer(np.arange(POSITIONS), 100.0 ** -(np.arange(whole) / whole))
-    name, length = half.name if isinstance(half, Width) else half, x.shape[2]
-    cos, sin = (
-        net.table(f"{kind}.{name}", np.concatenate([f(angles)] * 2, 1).astype(np.float32), (POSITIONS, (2, half)))
-        for kind, f in (("cos", np.cos), ("sin", np.sin))
-    )
-    left, right = x.chunk(2, -1)
+    cos, sin = (net.table(name, values, (POSITIONS, (2, half))) for name, values in rotary_tables(half).items())
+    length, (left, right) = x.shape[2], x.chunk(2, -1)
     return x * cos[:length] + torch.cat([-right, left], -1) * sin[:length]
 
 
 def decoder(net: Net, x: torch.Tensor) -> torch.Tensor:
-    size, length = 24, x.shape[1]
+    size, length = SEQUENCE, x.shape[1]
     x = net.embedding(x, "table", TOKENS, size)
     mask = torch.full((length, length), -1e4).triu(1)
     for block in range(3):
-        name = f"block{block}"
-        keys = 2 if block else net.width(f"{name}.keys", 4)
-        group = net.width(f"{name}.group", 4) if block == 2 else 2
-        half = net.width(f"{name}.half", 4) if block == 1 else 4
-        value = net.width(f"{name}.value", 8) if block == 1 else 8
+        widths_of = decoder_block(net.draw, block)
+        name, keys, group = widths_of.name, widths_of.keys, widths_of.group
+        half, value, hidden = widths_of.half, widths_of.value, widths_of.hidden
         h = _rmsnorm(net, x, f"{name}.norm1", size)
         paired = block == 1
         queries = [((keys, group, 2, half), paired, paired)]
@@ -81,7 +84,6 @@ def decoder(net: Net, x: torch.Tensor) -> torch.Tensor:
         h = h.transpose(1, 2).reshape(-1, length, net.size(out))
         weight = net.param(f"{name}.o", (out, size), makes=[0] if block == 2 else [], reads=[0], fan=2 * size)
         x = x + h @ weight
-        hidden = net.width(f"{name}.hidden", 64)
         h = _rmsnorm(net, x, f"{name}.norm2", size)
         gate = functional.silu(net.linear(h, f"{name}.gate", size, hidden, bias=False, makes=False))
         h = gate * net.linear(h, f"{name}.up", size, hidden, bias=False)
@@ -93,13 +95,13 @@ def window(net: Net, x: torch.Tensor) -> torch.Tensor:
     size, side, w = 16, 8, 4
     x = net.conv(x, "patches", size, 3, 4, stride=4, padding=0).permute(0, 2, 3, 1)
     for block in range(3):
-        name, shift = f"block{block}", 2 if block == 1 else 0
+        shift = 2 if block == 1 else 0
         if block == 2:
             x = torch.cat([x[:, a::2, b::2] for b in (0, 1) for a in (0, 1)], -1)
             x = net.linear(net.norm(x, "merge.norm", 4 * size), "merge", 4 * size, 24, bias=False)
             size, side = 24, 4
-        count = net.width(f"{name}.heads", 4) if block == 0 else 4
-        slots = 6 if block == 0 else net.width(f"{name}.slots", 6)
+        widths_of = window_block(net.draw, block, size)
+        name, count, slots = widths_of.name, widths_of.heads, widths_of.slots
         h = net.norm(x, f"{name}.norm1", size)
         h = torch.roll(h, (-shift, -shift), (1, 2)) if shift else h
         h = h.view(-1, side // w, w, side // w, w, size).permute(0, 1, 3, 2, 4, 5).reshape(-1, w * w, size)
@@ -117,27 +119,28 @@ def window(net: Net, x: torch.Tensor) -> torch.Tensor:
         h = h.view(-1, side // w, side // w, w, w, size).permute(0, 1, 3, 2, 4, 5).reshape(-1, side, side, size)
         x = x + (torch.roll(h, (shift, shift), (1, 2)) if shift else h)
         h = net.norm(x, f"{name}.norm2", size)
-        x = x + net.mlp(h, f"{name}.mlp", size, net.width(f"{name}.hidden", 4 * size))
-    return net.linear(net.norm(x, "norm", size).mean((1, 2)), "head", size, 10)
+        x = x + net.mlp(h, f"{name}.mlp", size, widths_of.hidden)
+    return net.linear(net.norm(x, "norm", size).mean((1, 2)), "head", size, CLASSES)
 
 
 def mixer(net: Net, x: torch.Tensor) -> torch.Tensor:
-    size, tokens = 20, 36
+    hidden, (size, tokens) = widths(net.draw, "mixer"), MIXER
     x = net.conv(x, "patches", size, 3, 4, stride=4, padding=0).flatten(2).transpose(1, 2)
     for block in range(2):
         name = f"block{block}"
         h = net.norm(x, f"{name}.norm1", size).transpose(1, 2)
-        x = x + net.mlp(h, f"{name}.t", tokens, net.width(f"{name}.tokens", 28)).transpose(1, 2)
+        x = x + net.mlp(h, f"{name}.t", tokens, hidden[f"{name}.tokens"]).transpose(1, 2)
         h = net.norm(x, f"{name}.norm2", size)
-        x = x + net.mlp(h, f"{name}.c", size, net.width(f"{name}.channels", 80))
-    return net.linear(net.norm(x, "norm", size).mean(1), "head", size, 10)
+        x = x + net.mlp(h, f"{name}.c", size, hidden[f"{name}.channels"])
+    return net.linear(net.norm(x, "norm", size).mean(1), "head", size, CLASSES)
 
 
 def wavenet(net: Net, x: torch.Tensor) -> torch.Tensor:
-    trunk, skip, last = net.width("trunk", 24), net.width("skip", 32), net.width("last", 32)
+    every = widths(net.draw, "wavenet")
+    trunk, skip, last = every["trunk"], every["skip"], every["last"]
     x, skips = net.conv(x, "front", trunk, 2, 1), None
     for layer in range(4):
-        name, gates = f"layer{layer}", net.width(f"layer{layer}", 20)
+        name, gates = f"layer{layer}", every[f"layer{layer}"]
         h = functional.pad(x, (2**layer, 0))
         h = net.conv(h, name, 0, trunk, 2, padding=0, dilation=2**layer, parts=[(gates, True), (gates, False)])
         filtered, gate = h.chunk(2, 1)
@@ -150,10 +153,10 @@ def wavenet(net: Net, x: torch.Tensor) -> torch.Tensor:
 
 
 def gru(net: Net, x: torch.Tensor) -> torch.Tensor:
-    first, second = net.width("first", 24), net.width("second", 20)
+    first, second = widths(net.draw, "gru").values()
     h, _ = net.gru(x, "first", 14, first, both=True)
     _, last = net.gru(h, "second", (2, first), second, both=False)
-    return net.linear(last[-1], "head", second, 10)
+    return net.linear(last[-1], "head", second, CLASSES)
 
 
 NETS = {

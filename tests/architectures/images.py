@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tests.architectures.builder import Net
+from tests.architectures.widths import BACKBONE, CLASSES, CONVNEXT, REGNET, RESOLUTIONS, bottleneck, shortcut, widths
 from tests.halved import Axis, Width
 
 __all__ = ["NETS"]
@@ -19,9 +20,9 @@ def convnext(net: Net) -> None:
     def norm(x: str, name: str, size: int) -> str:
         return net.transpose(net.layernorm(net.transpose(x, 0, 2, 3, 1), name, size), 0, 3, 1, 2)
 
-    x, size = net.image(), 12
+    x, size = net.image(), CONVNEXT[0]
     x = norm(net.conv(x, "stem", size, 3, (4, 4), pad=False, strides=[4, 4]), "stem.norm", size)
-    for stage, width in enumerate((12, 20)):
+    for stage, width in enumerate(CONVNEXT):
         if stage:
             x = net.conv(norm(x, "down.norm", size), "down", width, size, (2, 2), pad=False, strides=[2, 2])
         size = width
@@ -33,7 +34,7 @@ def convnext(net: Net) -> None:
             h = net.linear(net.gelu(net.linear(h, f"{name}.up", size, hidden)), f"{name}.down", hidden, size)
             gamma = net.keep(f"{name}.gamma", net.draw.weight(f"{name}.gamma", (size,), around=0.5))
             x = net.op("Add", x, net.transpose(net.op("Mul", h, gamma), 0, 3, 1, 2))
-    y = net.linear(net.layernorm(net.pooled(x), "norm", size), "head", size, 10)
+    y = net.linear(net.layernorm(net.pooled(x), "norm", size), "head", size, CLASSES)
     net.answer(y, shape=["N", 10])
 
 
@@ -43,43 +44,40 @@ def regnet_se(net: Net) -> None:
     In the first block of a stage whole groups go, in the second the same positions of every group; trunks go as well.
     """
     x, draw = net.image(), net.draw
-    trunk: Axis = draw.width("stem", 16)
+    trunk: Axis = widths(draw, "regnet_se")["stem"]
     x = net.op("Relu", net.conv_bn(x, "stem", trunk, 3, strides=[2, 2]))
-    for stage, (size, groups) in enumerate(((24, 4), (48, 6))):
+    for stage, (size, _) in enumerate(REGNET):
         wider = draw.width(f"trunk{stage}", size)
         for block in range(2):
-            name, per = f"stage{stage}.{block}", size // groups
-            count: int | Width = groups if block else draw.width(f"{name}.groups", groups)
-            slots: int | Width = draw.width(f"{name}.slots", per) if block else per
-            middle, squeezed = (count, slots), draw.width(f"{name}.squeezed", 8)
-            strides = [1, 1] if block else [2, 2]
+            neck = bottleneck(draw, stage, block)
+            name, middle, squeezed, strides = neck.name, (neck.groups, neck.slots), neck.squeezed, [neck.stride] * 2
             h = net.op("Relu", net.conv_bn(x, f"{name}.a", middle, trunk, (1, 1)))
-            h = net.conv_bn(h, f"{name}.b", middle, slots, group=draw.size(count), strides=strides)
+            h = net.conv_bn(h, f"{name}.b", middle, neck.slots, group=draw.size(neck.groups), strides=strides)
             h = net.op("Relu", h)
             s = net.op("Relu", net.conv(net.op("GlobalAveragePool", h), f"{name}.s1", squeezed, middle, (1, 1)))
             s = net.op("Sigmoid", net.conv(s, f"{name}.s2", middle, squeezed, (1, 1), makes=False))
             h = net.conv_bn(net.op("Mul", h, s), f"{name}.c", wider, middle, (1, 1))
             short = x if block else net.conv_bn(x, f"{name}.short", wider, trunk, (1, 1), strides=strides)
             x, trunk = net.op("Relu", net.op("Add", h, short)), wider
-    w = net.keep("head.weight", draw.weight("head.weight", (10, trunk), reads=[1], fan=48))
-    b = net.keep("head.bias", draw.weight("head.bias", (10,)))
+    w = net.keep("head.weight", draw.weight("head.weight", (CLASSES, trunk), reads=[1], fan=48))
+    b = net.keep("head.bias", draw.weight("head.bias", (CLASSES,)))
     net.answer(net.op("Gemm", net.pooled(x), w, b, transB=1), shape=["N", 10])
 
 
 def pixel_shuffle(net: Net) -> None:
     """Super-resolution (EDSR, Lim et al. 2017; sub-pixel convolution, Shi et al. 2016) in both channel orders."""
     x, draw = net.image(), net.draw
-    trunk, middle = draw.width("trunk", 20), draw.width("middle", 12)
+    size = widths(draw, "pixel_shuffle")
+    trunk, middle, last = size["trunk"], size["middle"], size["last"]
     h = head = net.conv(x, "head", trunk, 3)
     for block in range(2):
-        neck = draw.width(f"block{block}", 28)
+        neck = size[f"block{block}"]
         r = net.op("Relu", net.conv(h, f"block{block}.a", neck, trunk))
         r = net.op("Mul", net.conv(r, f"block{block}.b", trunk, neck), net.scalar(0.7))
         h = net.op("Add", h, r)
     h = net.op("Add", net.conv(h, "body", trunk, trunk), head)
     h = net.op("DepthToSpace", net.conv(h, "up0", (middle, 4), trunk), blocksize=2, mode="CRD")
     slope = net.keep("slope", draw.weight("slope", (middle, 1, 1)))
-    last = draw.width("last", 16)
     h = net.conv(net.op("PRelu", h, slope), "up1", (4, last), middle)
     h = net.op("DepthToSpace", h, blocksize=2, mode="DCR")
     net.answer(net.conv(h, "tail", 3, last), shape=["N", 3, None, None])
@@ -92,45 +90,42 @@ def option_a(net: Net) -> None:
     x = net.op("Relu", net.conv_bn(x, "stem", trunk, 3))
     for stage in range(3):
         if stage:
-            side = trunk.size // 2
-            left, right = (draw.width(f"{part}{stage}", side) for part in ("left", "right"))
-            places = [*left.kept, *(side + k for k in trunk.kept), *(3 * side + k for k in right.kept)]
-            wider = draw.width(f"trunk{stage}", 2 * trunk.size, places)
+            way = shortcut(draw, stage, trunk)
         for block in range(2):
             name, first = f"stage{stage}.{block}", bool(stage) and not block
-            neck, target = draw.width(name, 16 * 2**stage), wider if first else trunk
+            neck, target = draw.width(name, 16 * 2**stage), way.wider if first else trunk
             h = net.op("Relu", net.conv_bn(x, f"{name}.a", neck, trunk, strides=[1 + first] * 2))
             h = net.conv_bn(h, f"{name}.b", target, neck)
             if first:
-                pads = net.ints(0, draw.size(left), 0, 0, 0, draw.size(right), 0, 0)
+                pads = net.ints(0, draw.size(way.left), 0, 0, 0, draw.size(way.right), 0, 0)
                 x = net.op("Slice", x, net.ints(0, 0), net.ints(2**60, 2**60), net.ints(2, 3), net.ints(2, 2))
                 x = net.op("Pad", x, pads)
             x, trunk = net.op("Relu", net.op("Add", h, x)), target
-    net.answer(net.linear(net.pooled(x), "head", trunk, 10), shape=["N", 10])
+    net.answer(net.linear(net.pooled(x), "head", trunk, CLASSES), shape=["N", 10])
 
 
 def hrnet(net: Net) -> None:
     """HRNet (Wang et al. 2020): three resolutions that are fused with each other, up by Resize and down by stride."""
     x, draw = net.image(), net.draw
-    widths = [draw.width(f"branch{i}", 12 * 2**i) for i in range(3)]
-    x = net.op("Relu", net.conv_bn(x, "stem", widths[0], 3, strides=[2, 2]))
+    sizes = list(widths(draw, "hrnet").values())
+    x = net.op("Relu", net.conv_bn(x, "stem", sizes[0], 3, strides=[2, 2]))
     branches = [x]
     for i in (1, 2):
-        x = net.op("Relu", net.conv_bn(x, f"split{i}", widths[i], widths[i - 1], strides=[2, 2]))
+        x = net.op("Relu", net.conv_bn(x, f"split{i}", sizes[i], sizes[i - 1], strides=[2, 2]))
         branches.append(x)
     for stage in range(2):
-        for i, width in enumerate(widths):
+        for i, width in enumerate(sizes):
             name = f"stage{stage}.{i}"
             neck = draw.width(name, width.size)
             h = net.op("Relu", net.conv_bn(branches[i], f"{name}.a", neck, width))
             h = net.conv_bn(h, f"{name}.b", width, neck)
             branches[i] = net.op("Relu", net.op("Add", h, branches[i]))
-        branches = [net.op("Relu", _fused(net, f"fuse{stage}.{i}", i, branches, widths)) for i in range(3)]
-    sizes = [net.op("Resize", b, "", net.keep(f"up{4**i}", _scales(2**i)), mode="nearest") for i, b in
+        branches = [net.op("Relu", _fused(net, f"fuse{stage}.{i}", i, branches, sizes)) for i in range(RESOLUTIONS)]
+    grown = [net.op("Resize", b, "", net.keep(f"up{4**i}", _scales(2**i)), mode="nearest") for i, b in
              enumerate(branches)]  # fmt: skip
-    h = net.op("Concat", *sizes, axis=1)
+    h = net.op("Concat", *grown, axis=1)
     # the reader's columns follow the concatenation: three sets of channels in a row
-    parts = [draw.weight(f"last.{i}", (10, width, 1, 1), reads=[1], fan=84) for i, width in enumerate(widths)]
+    parts = [draw.weight(f"last.{i}", (10, width, 1, 1), reads=[1], fan=84) for i, width in enumerate(sizes)]
     net.answer(net.op("Conv", h, net.keep("last", np.concatenate(parts, 1))), shape=["N", 10, None, None])
 
 
@@ -138,19 +133,19 @@ def _scales(factor: int) -> np.ndarray:
     return np.array([1, 1, factor, factor], np.float32)
 
 
-def _fused(net: Net, name: str, to: int, branches: list[str], widths: list[Width]) -> str:
+def _fused(net: Net, name: str, to: int, branches: list[str], sizes: list[Width]) -> str:
     """The sum of all branches at the resolution of one of them."""
     total = ""
     for i, branch in enumerate(branches):
         h = branch
         if i > to:
-            h = net.conv_bn(h, f"{name}.{i}", widths[to], widths[i], (1, 1))
+            h = net.conv_bn(h, f"{name}.{i}", sizes[to], sizes[i], (1, 1))
             factor = 2 ** (i - to)
             h = net.op("Resize", h, "", net.keep(f"up{factor**2}", _scales(factor)), mode="nearest")
         for step in range(to - i):
             last = step == to - i - 1
-            target = widths[to] if last else net.draw.width(f"{name}.{i}.{step}", widths[i].size)
-            source = widths[i] if not step else net.draw.width(f"{name}.{i}.{step - 1}", widths[i].size)
+            target = sizes[to] if last else net.draw.width(f"{name}.{i}.{step}", sizes[i].size)
+            source = sizes[i] if not step else net.draw.width(f"{name}.{i}.{step - 1}", sizes[i].size)
             h = net.conv_bn(h, f"{name}.{i}.{step}", target, source, strides=[2, 2])
             h = h if last else net.op("Relu", h)
         total = net.op("Add", total, h) if total else h
@@ -165,15 +160,16 @@ def detector(net: Net) -> None:
     x, draw = net.image(size=(32, 32)), net.draw
     levels: list[tuple[str, Width]] = []
     source: Axis = 3
-    for i, size in enumerate((16, 24, 40)):
-        width = draw.width(f"backbone{i}", size)
+    size = widths(draw, "detector")
+    for i in range(len(BACKBONE)):
+        width = size[f"backbone{i}"]
         x = net.silu(net.conv_bn(x, f"backbone{i}", width, source, strides=[2, 2]))
         levels.append((x, width))
         source = width
     (fine, a), (middle, b), (coarse, c) = levels
     up = net.op("Resize", coarse, "", net.keep("twice", _scales(2)), mode="nearest")
     joined = net.op("Concat", up, middle, axis=1)
-    lateral = draw.width("lateral", 24)
+    lateral = size["lateral"]
     parts = [
         draw.weight(f"lateral.{n}", (lateral, w, 3, 3), makes=[0], reads=[1], fan=576) for n, w in enumerate((c, b))
     ]
@@ -184,7 +180,7 @@ def detector(net: Net) -> None:
     scores: list[str] = []
     for i, (feature, width) in enumerate(((joined, lateral), (coarse, c))):
         for kind, count, found in (("box", 32, boxes), ("score", 6, scores)):
-            neck, more = draw.width(f"{kind}{i}.0", 20), draw.width(f"{kind}{i}.1", 20)
+            neck, more = size[f"{kind}{i}.0"], size[f"{kind}{i}.1"]
             h = net.silu(net.conv_bn(feature, f"{kind}{i}.0", neck, width))
             h = net.silu(net.conv_bn(h, f"{kind}{i}.1", more, neck))
             found.append(net.reshape(net.conv(h, f"{kind}{i}.2", count, more, (1, 1)), 0, count, -1))
@@ -206,7 +202,7 @@ def detector(net: Net) -> None:
 def siamese(net: Net) -> None:
     """One trunk on two images (Bromley et al. 1993; Koch et al. 2015), compared by difference and product."""
     draw, found = net.draw, []
-    first, second, code = draw.width("first", 16), draw.width("second", 32), draw.width("code", 40)
+    first, second, code = widths(draw, "siamese").values()
     for name in ("x1", "x2"):
         h = net.op("Relu", net.conv(net.image(name), "first", first, 3, strides=[2, 2]))
         h = net.op("Relu", net.conv(net.op("MaxPool", h, kernel_shape=[2, 2], strides=[2, 2]), "second", second, first))

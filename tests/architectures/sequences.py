@@ -6,11 +6,23 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from tests.architectures.builder import Net
+from tests.architectures.widths import (
+    CLASSES,
+    MIXER,
+    POSITIONS,
+    SEQUENCE,
+    TOKENS,
+    decoder_block,
+    encoder_block,
+    relative_index,
+    rotary_tables,
+    shift_mask,
+    widths,
+    window_block,
+)
 from tests.halved import Axis, Part, Width
 
-__all__ = ["NETS", "POSITIONS", "TOKENS", "relative_index", "shift_mask"]
-
-TOKENS, POSITIONS = 50, 64
+__all__ = ["NETS"]
 
 
 def _tokens(net: Net, size: int) -> tuple[str, str]:
@@ -61,14 +73,13 @@ def encoder(net: Net) -> None:
 
     Whole heads go in the first block, slots of every head in the second, neurons in both.
     """
-    draw, size = net.draw, 24
+    draw, size = net.draw, SEQUENCE
     x, length = _tokens(net, size)
     places = net.keep("places", draw.weight("places", (POSITIONS, size)))
     x = net.op("Add", x, _first(net, places, length))
     for block in range(2):
-        name = f"block{block}"
-        count: Part = 4 if block else draw.width(f"{name}.heads", 4)
-        slots: Part = draw.width(f"{name}.slots", 8) if block else 8
+        widths_of = encoder_block(draw, block)
+        name, count, slots = widths_of.name, widths_of.heads, widths_of.slots
         h = _fused(net, net.layernorm(x, f"{name}.norm1", size), name, size, count, slots)
         h = net.transpose(net.reshape(h, 0, 0, 3, count, slots), 2, 0, 3, 1, 4)
         q, k, v = (net.op("Gather", h, net.keep(f"index{i}", np.array(i)), axis=0) for i in range(3))
@@ -76,9 +87,9 @@ def encoder(net: Net) -> None:
         h = net.reshape(net.transpose(h, 0, 2, 1, 3), 0, 0, (count, slots))
         x = net.op("Add", x, net.linear(h, f"{name}.out", (count, slots), size))
         h = net.layernorm(x, f"{name}.norm2", size)
-        x = net.op("Add", x, _mlp(net, h, name, size, draw.width(f"{name}.hidden", 96)))
+        x = net.op("Add", x, _mlp(net, h, name, size, widths_of.hidden))
     x = net.op("ReduceMean", net.layernorm(x, "norm", size), axes=[1], keepdims=0)
-    net.answer(net.linear(x, "head", size, 10), shape=["N", 10])
+    net.answer(net.linear(x, "head", size, CLASSES), shape=["N", 10])
 
 
 def _rmsnorm(net: Net, x: str, name: str, size: int) -> str:
@@ -90,14 +101,10 @@ def _rmsnorm(net: Net, x: str, name: str, size: int) -> str:
 
 def _rotary(net: Net, x: str, length: str, half: Part) -> str:
     """Rotary positions (Su et al. 2021) on [N, heads, T, (2, half)]."""
-    whole = half.size if isinstance(half, Width) else net.draw.size(half)
-    angles = np.outer(np.arange(POSITIONS), 100.0 ** -(np.arange(whole) / whole))
-    tables = []
-    for kind, function in (("cos", np.cos), ("sin", np.sin)):
-        values = np.concatenate([function(angles)] * 2, 1).astype(np.float32)
-        name = half.name if isinstance(half, Width) else half
-        table = net.keep(f"{kind}.{name}", net.draw.table(values, (POSITIONS, (2, half))))
-        tables.append(_first(net, table, length))
+    tables = [
+        _first(net, net.keep(name, net.draw.table(values, (POSITIONS, (2, half)))), length)
+        for name, values in rotary_tables(half).items()
+    ]
     at = net.draw.size(half)
     left = net.op("Slice", x, net.ints(0), net.ints(at), net.ints(3))
     right = net.op("Slice", x, net.ints(at), net.ints(2**60), net.ints(3))
@@ -111,17 +118,15 @@ def decoder(net: Net) -> None:
     Keys with their groups of queries go in the first block, slots in the second (those of queries and keys in pairs,
     those of values apart), queries of every group in the third. The table of tokens is the last layer as well.
     """
-    draw, size = net.draw, 24
+    draw, size = net.draw, SEQUENCE
     x, length = _tokens(net, size)
     square = net.op("Concat", length, length, axis=0)
     low = helper.make_tensor("low", TensorProto.FLOAT, [1], [-1e4])
     mask = net.op("Trilu", net.op("ConstantOfShape", square, value=low), net.keep("one", np.array(1)), upper=1)
     for block in range(3):
-        name = f"block{block}"
-        keys: Part = 2 if block else draw.width(f"{name}.keys", 4)
-        group: Part = draw.width(f"{name}.group", 4) if block == 2 else 2
-        half: Part = draw.width(f"{name}.half", 4) if block == 1 else 4
-        value: Part = draw.width(f"{name}.value", 8) if block == 1 else 8
+        widths_of = decoder_block(draw, block)
+        name, keys, group = widths_of.name, widths_of.keys, widths_of.group
+        half, value, hidden = widths_of.half, widths_of.value, widths_of.hidden
         h = _rmsnorm(net, x, f"{name}.norm1", size)
         heads: Axis = (keys, group)
         q = _projected(net, h, f"{name}.q", size, heads, (2, half), [1], [1]) if block == 1 else _projected(
@@ -135,7 +140,6 @@ def decoder(net: Net) -> None:
         made = [0] if block == 2 else []  # a query without values of its own is dead by its projection alone
         w = draw.weight(f"{name}.o", ((keys, group, value), size), makes=made, reads=[0], fan=2 * size)
         x = net.op("Add", x, net.op("MatMul", h, net.keep(f"{name}.o", w)))
-        hidden = draw.width(f"{name}.hidden", 64)
         h = _rmsnorm(net, x, f"{name}.norm2", size)
         gate = net.silu(net.linear(h, f"{name}.gate", size, hidden, bias=False, makes=False))
         h = net.op("Mul", gate, net.linear(h, f"{name}.up", size, hidden, bias=False))
@@ -170,7 +174,6 @@ def window(net: Net) -> None:
     x = net.conv(net.image(size=(32, 32)), "patches", size, 3, (4, 4), pad=False, strides=[4, 4])
     x = net.transpose(x, 0, 2, 3, 1)
     for block in range(3):
-        name = f"block{block}"
         shift = 2 if block == 1 else 0
         if block == 2:
             parts = [
@@ -180,8 +183,8 @@ def window(net: Net) -> None:
             ]
             x = net.layernorm(net.op("Concat", *parts, axis=-1), "merge.norm", 4 * size)
             x, size, side = net.linear(x, "merge", 4 * size, 24, bias=False), 24, 4
-        count: Part = draw.width(f"{name}.heads", 4) if block == 0 else 4
-        slots: Part = 6 if block == 0 else draw.width(f"{name}.slots", 6)
+        widths_of = window_block(draw, block, size)
+        name, count, slots = widths_of.name, widths_of.heads, widths_of.slots
         h = net.layernorm(x, f"{name}.norm1", size)
         h = _rolled(net, h, shift)
         h = net.transpose(net.reshape(h, -1, side // w, w, side // w, w, size), 0, 1, 3, 2, 4, 5)
@@ -199,9 +202,9 @@ def window(net: Net) -> None:
         h = net.transpose(net.reshape(h, -1, side // w, side // w, w, w, size), 0, 1, 3, 2, 4, 5)
         x = net.op("Add", x, _rolled(net, net.reshape(h, -1, side, side, size), -shift))
         h = net.layernorm(x, f"{name}.norm2", size)
-        x = net.op("Add", x, _mlp(net, h, name, size, draw.width(f"{name}.hidden", 4 * size)))
+        x = net.op("Add", x, _mlp(net, h, name, size, widths_of.hidden))
     x = net.op("ReduceMean", net.layernorm(x, "norm", size), axes=[1, 2], keepdims=0)
-    net.answer(net.linear(x, "head", size, 10), shape=["N", 10])
+    net.answer(net.linear(x, "head", size, CLASSES), shape=["N", 10])
 
 
 def _rolled(net: Net, x: str, shift: int) -> str:
@@ -221,44 +224,31 @@ def _relative(net: Net, name: str, count: Axis, w: int) -> str:
     return net.op("Unsqueeze", net.transpose(bias, 2, 0, 1), net.ints(0))
 
 
-def relative_index(w: int) -> np.ndarray:
-    """The row of the table for every pair of places in a window: [w*w * w*w]."""
-    at = np.stack(np.meshgrid(np.arange(w), np.arange(w), indexing="ij")).reshape(2, -1)
-    apart = at[:, :, None] - at[:, None] + w - 1
-    return np.asarray((apart[0] * (2 * w - 1) + apart[1]).reshape(-1))
-
-
-def shift_mask(side: int, w: int, shift: int) -> np.ndarray:
-    """-100 between places of one window that were no neighbours before the roll: [windows, w*w, w*w]."""
-    zone = np.digitize(np.arange(side), [side - w, side - shift])
-    zones = (3 * zone[:, None] + zone).reshape(side // w, w, side // w, w).transpose(0, 2, 1, 3).reshape(-1, w * w)
-    return np.where(zones[:, :, None] == zones[:, None], 0, -100).astype(np.float32)
-
-
 def mixer(net: Net) -> None:
     """MLP-Mixer (Tolstikhin et al. 2021): neurons over tokens and neurons over channels go."""
-    draw, size, tokens = net.draw, 20, 36
+    hidden, (size, tokens) = widths(net.draw, "mixer"), MIXER
     x = net.conv(net.image(size=(24, 24)), "patches", size, 3, (4, 4), pad=False, strides=[4, 4])
     x = net.transpose(net.reshape(x, 0, size, -1), 0, 2, 1)
     for block in range(2):
         name = f"block{block}"
         h = net.transpose(net.layernorm(x, f"{name}.norm1", size), 0, 2, 1)
-        h = _mlp(net, h, f"{name}.tokens", tokens, draw.width(f"{name}.tokens", 28))
+        h = _mlp(net, h, f"{name}.tokens", tokens, hidden[f"{name}.tokens"])
         x = net.op("Add", x, net.transpose(h, 0, 2, 1))
         h = net.layernorm(x, f"{name}.norm2", size)
-        x = net.op("Add", x, _mlp(net, h, f"{name}.channels", size, draw.width(f"{name}.channels", 80)))
+        x = net.op("Add", x, _mlp(net, h, f"{name}.channels", size, hidden[f"{name}.channels"]))
     x = net.op("ReduceMean", net.layernorm(x, "norm", size), axes=[1], keepdims=0)
-    net.answer(net.linear(x, "head", size, 10), shape=["N", 10])
+    net.answer(net.linear(x, "head", size, CLASSES), shape=["N", 10])
 
 
 def wavenet(net: Net) -> None:
     """WaveNet (van den Oord et al. 2016): causal dilated convolutions, Tanh times Sigmoid, residual and skip sums."""
     draw, skips = net.draw, ""
-    trunk, skip, last = draw.width("trunk", 24), draw.width("skip", 32), draw.width("last", 32)
+    every = widths(draw, "wavenet")
+    trunk, skip, last = every["trunk"], every["skip"], every["last"]
     x = net.conv(net.image(channels=2, size=("T",)), "front", trunk, 2, (1,), pad=False)
     for layer in range(4):
         name, dilation = f"layer{layer}", 2**layer
-        gates = draw.width(name, 20)
+        gates = every[name]
         parts = [
             draw.weight(f"{name}.{kind}.{part}", axes, makes=[0] if kind == "tanh" else [], reads=[1][: len(axes) - 1],
                         fan=48 if len(axes) > 1 else None)
@@ -280,13 +270,12 @@ def wavenet(net: Net) -> None:
 
 def gru(net: Net) -> None:
     """Recurrent layers (GRU, Cho et al. 2014), the first in both directions; hidden units go, in both alike."""
-    draw = net.draw
     net.inputs.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", "T", 14]))
-    first, second = draw.width("first", 24), draw.width("second", 20)
+    first, second = widths(net.draw, "gru").values()
     h = _gru(net, net.transpose("x", 1, 0, 2), "first", 2, 14, first)[0]
     h = net.reshape(net.transpose(h, 0, 2, 1, 3), 0, 0, (2, first))
     last = net.op("Squeeze", _gru(net, h, "second", 1, (2, first), second)[1], net.ints(0))
-    net.answer(net.linear(last, "head", second, 10), shape=["N", 10])
+    net.answer(net.linear(last, "head", second, CLASSES), shape=["N", 10])
 
 
 def _gru(net: Net, x: str, name: str, directions: int, size: Axis, hidden: Width) -> list[str]:
