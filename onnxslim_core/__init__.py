@@ -13,6 +13,8 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnxslim_core import _later
+
 if TYPE_CHECKING:
     from onnxslim_core._public import benchmark, compare, inspect
     from onnxslim_core._sensitivity import Sensitivity, sensitivity
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from onnxslim_core.recipe import Budget, Recipe, load_budget
     from onnxslim_core.report import Report
     from onnxslim_core.verdict import Verdict, gate
+
+_later.install()
 
 __version__ = "0.1.0"
 

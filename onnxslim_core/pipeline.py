@@ -55,7 +55,7 @@ class Result:
     """What `compress` gives.
 
     Attributes:
-        model: The result, also where it does not meet the budget.
+        made: The result, also where it does not meet the budget, sealed; it is asked for as `model`.
         report: What was done and measured.
         sample: An input that runs, for the check of the written file; None where nothing runs.
         answers: What the model answered to it in the session without onnxruntime's rewrites, where that is known.
@@ -64,13 +64,19 @@ class Result:
         given_sha256: Of its file; None where it is large or was given in memory.
     """
 
-    model: Model
+    made: Model
     report: Report
     sample: Sample | None = None
     answers: Mapping[str, Any] | None = None
     digest: str | None = None
     given: Model | None = None
     given_sha256: str | None = None
+
+    @property
+    def model(self) -> Model:
+        """The result, also where it does not meet the budget. It may be changed, `save` then writes what it is now."""
+        self.made.seal(False)
+        return self.made
 
     @property
     def passed(self) -> bool:
@@ -90,7 +96,7 @@ class Result:
         """
         if not self.passed:
             raise ModelError("the budget is not met, so there is no model to save", "; ".join(self.report.breaches))
-        save(self.model, path, check=self._check)
+        save(self.made, path, check=self._check)
 
     def lock(self) -> Lock:
         """What was decided, to be done again by `apply` without samples or search: `result.lock().save("net.lock")`.
@@ -100,7 +106,7 @@ class Result:
         """
         if self.given is None:
             raise ModelError("this result does not know the model that it was made from, so it has no lock")
-        return take(self.given, self.model, self.report, self.given_sha256)
+        return take(self.given, self.made, self.report, self.given_sha256)
 
     def _check(self, path: Path) -> None:
         """Let onnxruntime load the written file, run it, and compare its answers with those of the model in memory.
@@ -118,7 +124,7 @@ class Result:
         if not self.report.asked.options["verify"] or (self.digest is not None and digest_of_file(path) == self.digest):
             return
         threads = int(self.report.asked.options["threads"])
-        session = open_file(path, threads=threads, large=self.model.nbytes >= LARGE)
+        session = open_file(path, threads=threads, large=self.made.nbytes >= LARGE)
         if self.sample is None:
             return
         found = run(session, self.sample)
@@ -126,7 +132,7 @@ class Result:
         if self.answers is not None and self._otherwise(self.answers, found) is None:
             return
         # nobody knows what to expect, or the model was changed since
-        expected = run(open_session(self.model, threads=threads, optimize=False), self.sample)
+        expected = run(open_session(self.made, threads=threads, optimize=False), self.sample)
         if problem := self._otherwise(expected, found):
             raise ModelError(f"the file written does not answer like the model in memory: {problem}")
 
@@ -237,7 +243,6 @@ def compress(
     )
     final, report = job.run(asked, feeds.used.note if verify else "asked not to compare answers (--no-verify)")
     answers, digest = job.answers(final)
-    final.seal(False)
     return Result(final, report, feeds.judging[0] if job.compares else None, answers, digest, reference, given_sha256)
 
 
@@ -256,11 +261,9 @@ def compress_file(
     """
     result = compress(source, recipe, **options)
     if result.passed:
-        result.model.seal()  # nobody has it yet: written once for the file and the lock
         result.save(target)
         if lock is not None:
             result.lock().save(lock)
-        result.model.seal(False)
     return result
 
 

@@ -76,19 +76,22 @@ class Inference:
             kinds: Of its inputs; None for an absent one.
             content: Gives the array of an input that is a small constant.
         """
-        nothing = (None,) * len(node.outputs)
+        op_type, outputs = node.op_type, node.outputs
+        nothing = (None,) * len(outputs)
         schema = self.schema(node)
         attributes = [_frozen(attr) for attr in node.attributes.data.values()]
         if schema is None or None in attributes:
             return nothing
         data: dict[int, np.ndarray] = {}
-        if node.op_type not in _BLIND:
-            arrays = ((index, content(value)) for index, value in enumerate(node.inputs) if value is not None)
-            data = {index: array for index, array in arrays if array is not None}
-        key = (
-            *(node.op_type, node.domain, self._world, tuple(bool(value.name) for value in node.outputs)),
-            *(tuple(None if kind is None else self._bytes_of(kind) for kind in kinds), tuple(attributes)),
-            tuple((index, array.dtype.str, array.shape, array.tobytes()) for index, array in data.items()),
+        if op_type not in _BLIND:
+            for index, value in enumerate(node.inputs):
+                if value is not None and (array := content(value)) is not None:
+                    data[index] = array
+        bytes_of = self._bytes_of
+        key = (  # lists are quicker than generators here, and this is asked for every node in every pass
+            *(op_type, node.domain, self._world, tuple([bool(value.name) for value in outputs])),
+            *(tuple([None if kind is None else bytes_of(kind) for kind in kinds]), tuple(attributes)),
+            tuple([(index, array.dtype.str, array.shape, array.tobytes()) for index, array in data.items()]),
         )
         if key not in _KNOWN:
             if len(_KNOWN) >= _MOST_KNOWN:
