@@ -138,6 +138,45 @@ def test_nothing_between_the_layers_stays_in_float(tmp_path: Path) -> None:
     assert found.count("QuantizeLinear") == 1  # the input
 
 
+def padded(value: float | None, mode: str = "constant") -> onnx.ModelProto:
+    """A shortcut that takes every second pixel and pads channels, as the first ResNets for small images do."""
+    net = Net()
+    stem = net.op("Relu", [net.conv("x", "stem", 8, 3)], "stem.r")
+    for name, array in (("from", [0, 0]), ("to", [99, 99]), ("axes", [2, 3]), ("step", [2, 2])):
+        net.put(name, np.array(array, np.int64))
+    net.put("pads", np.array([0, 4, 0, 0, 0, 4, 0, 0], np.int64))
+    short = net.op("Slice", [stem, "from", "to", "axes", "step"], "short")
+    given = ["short", "pads"] if value is None else [short, "pads", net.put("value", np.array(value, np.float32))]
+    net.op("Pad", given, "wide", mode=mode)
+    a = net.conv(stem, "a", 16, 8, strides=[2, 2])
+    s = net.op("Relu", [net.op("Add", [net.conv(a, "b", 16, 16), "wide"], "s")], "s.r")
+    net.op("Flatten", [net.op("GlobalAveragePool", [net.conv(s, "c", 6, 16)], "p")], "y")
+    return net.model(["n", 3, 12, 10], ["n", 6])
+
+
+@pytest.mark.parametrize("value", [None, 0.0])
+def test_zeros_are_padded_on_the_grid(value: float | None, tmp_path: Path) -> None:
+    model = padded(value)
+    after, (change,) = quantized(model, samples(), repair="always")
+    assert change.applied
+    found = kinds(after, tmp_path)
+    assert found.count("QuantizeLinear") == 1 and "Pad" in found, "only what comes in is brought to 8 bits"
+    for optimize in (False, True):
+        (before,), (now,) = (answers(each, samples(16, seed=9), optimize) for each in (model, after))
+        assert cosine(before, now) > 0.998
+
+
+@pytest.mark.parametrize(("value", "mode"), [(0.3, "constant"), (0.0, "edge")])
+def test_other_paddings_stay_in_float(value: float, mode: str) -> None:
+    model = padded(value, mode)
+    after, (change,) = quantized(model, samples())
+    assert change.applied
+    makers = {name: node.op_type for node in after.graph.node for name in node.output}
+    assert makers[next(node for node in after.graph.node if node.op_type == "Pad").input[0]] != "QuantizeLinear"
+    (before,), (now,) = (answers(each, samples(16, seed=9)) for each in (model, after))
+    assert cosine(before, now) > 0.998
+
+
 def test_older_opset_is_raised() -> None:
     model = residual(opset=9)
     after, (change,) = quantized(model, samples())

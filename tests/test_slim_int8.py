@@ -19,14 +19,19 @@ from onnxslim_core.passes import pass_class
 from onnxslim_core.passes._precision import Narrow, narrow_part
 from onnxslim_core.passes._precision_clock import edges_of, seconds_of
 
+from onnxslim_core import _job
 from onnxslim_core import graph as verbs
 from onnxslim_core.errors import RecipeError
+from onnxslim_core.lock import apply
 from onnxslim_core.measure.cost import cost
+from onnxslim_core.measure.latency import Latency
 from onnxslim_core.measure.pieces import Table
 from onnxslim_core.measure.session import open_piece, run
 from onnxslim_core.measure.shapes import concrete_shapes
-from onnxslim_core.model import load, wrap
+from onnxslim_core.model import Model, load, wrap
+from onnxslim_core.pipeline import compress_file
 from onnxslim_core.quant.layout import linear_nodes
+from onnxslim_core.recipe import Recipe
 from onnxslim_core.rewrite import Change, Context, Sample
 from onnxslim_core.search.segments import part_of
 from tests.test_slim import Counted, answers, lost, network, samples
@@ -199,6 +204,31 @@ def test_quantize_takes_all_layers_where_the_whole_is_not_faster_without_some(
 def test_int8_needs_a_plan_by_latency() -> None:
     with pytest.raises(RecipeError, match="holds 'int8', allocation is 'macs'"):
         pass_class("slim")(target=0.5, allocation="macs", forms=("width", "int8"))
+
+
+def test_a_lock_replays_it_to_the_byte(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """What was decided by time is in the lock: a replay asks no clock."""
+    clock = Clock()
+
+    def timed(reference: Model, candidate: Model, sample: Sample, **_: Any) -> Latency:
+        ratio = clock.latency(reference.ir, candidate.ir).ratio
+        return Latency(ratio, ratio, ratio, 1.0, ratio, None, 1, 1, 1, 1, 0.0, "thread")
+
+    monkeypatch.setenv("ONNXSLIM_CORE_CACHE", str(tmp_path))
+    monkeypatch.setattr(Table, "_measure", lambda table, protos, sample: clock.measure(protos, sample))
+    monkeypatch.setattr(_job, "compare_latency", timed)
+    source, out, lock = (tmp_path / name for name in ("net.onnx", "out.onnx", "out.onnx.lock"))
+    onnx.save(ir.to_proto(network()), source)
+    np.savez(tmp_path / "data.npz", x=np.concatenate([each["x"] for each in samples(80, 1)]))
+    recipe = Recipe.parse(
+        'version = 1\n[[pass]]\nname = "slim"\ntarget = 0.38\nround_to = 4\nforms = ["width", "gone", "int8"]\n'
+    )
+    result = compress_file(source, out, recipe, lock=lock, data=str(tmp_path / "data.npz"), measure_latency=True)
+    assert result.report.outcome == "compressed", result.report.headline
+    assert int8_layers(ir.from_proto(onnx.load(out)))
+    monkeypatch.setattr(_job, "compare_latency", None)
+    apply(lock, source).save(tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == out.read_bytes()
 
 
 def _part(model: ir.Model, name: str) -> tuple[Any, Narrow]:

@@ -1,7 +1,8 @@
 """Quantization written down as QuantizeLinear and DequantizeLinear, which onnxruntime fuses into 8-bit kernels.
 
 Every value on a grid gets one pair; 8-bit nodes read what comes out of it, and so does everybody else where the value
-is made by an 8-bit node, since nothing finer exists there. Weights are int8 with one scale per output channel, a bias
+is made by an 8-bit node, since nothing finer exists there. A Pad stands between Q and DQ, since onnxruntime fuses it
+with neither. Weights are int8 with one scale per output channel, a bias
 is int32 with the product of the scales. Names of inputs and outputs stay.
 """
 
@@ -55,6 +56,8 @@ def insert(
     for value in layout.rounded:
         if verbs.array_of(value) is None:
             writer.pair(value)
+    for node in [node for node in model.graph if node in layout.nodes and node.op_type == "Pad"]:
+        writer.pad(node)
 
 
 def rewrite(node: ir.Node, given: Rounded) -> None:
@@ -179,6 +182,22 @@ class _Writer:
         verbs.replace_input(node, index, made)
         if old is not None and (idle := verbs.idle_source(old)) is not None:
             verbs.remove(idle)
+
+    def pad(self, node: ir.Node) -> None:
+        """Let a Pad work on the 8-bit numbers themselves: its input and output lie on one grid."""
+        before, after = node.inputs[0], [user for user, _ in verbs.users_of(node.outputs[0])[0]]
+        source = before.producer() if before is not None else None
+        if source is None or not verbs.is_op(source, "DequantizeLinear") or node.outputs[0].is_graph_output():
+            return
+        if len(after) != 1 or not verbs.is_op(after[0], "QuantizeLinear"):
+            return
+        verbs.replace_input(node, 0, source.inputs[0])
+        verbs.replace_input(node, 2, source.inputs[2])
+        node.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+        verbs.replace(after[0].outputs[0], node.outputs[0], self._names)
+        verbs.remove(after[0])
+        if not source.outputs[0].uses() and not source.outputs[0].is_graph_output():
+            verbs.remove(source)
 
     def pair(self, value: ir.Value) -> None:
         """Q and DQ behind a value."""

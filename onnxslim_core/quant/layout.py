@@ -25,7 +25,7 @@ from onnxslim_core.quant.ranges import Spread
 __all__ = ["BETWEEN", "LINEAR", "Layout", "activations", "channel_axis", "is_quantized", "lay_out", "linear_nodes"]
 
 LINEAR = ("Conv", "Gemm", "MatMul")
-SAME = ("Flatten", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+SAME = ("Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 BOUND = ("Relu", "Clip")
 OWN = ("AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid")
 JOIN = ("Add", "Concat", "Mul")
@@ -157,7 +157,17 @@ def _can_follow(node: ir.Node, spreads: Mapping[ir.Value, Spread]) -> bool:
         return False
     if node.op_type == "MaxPool" and len(node.outputs) > 1:
         return False
+    if node.op_type == "Pad" and not _pads_zeros(node):
+        return False
     return any(verbs.array_of(v) is None for v in given)
+
+
+def _pads_zeros(node: ir.Node) -> bool:
+    """Zero is on every grid, other constants need not be."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    known = verbs.array_of(value)
+    constant = verbs.attribute(node, "mode", "constant") == "constant"
+    return constant and (value is None or (known is not None and not known.any()))
 
 
 def _belongs(
