@@ -230,7 +230,8 @@ def fastest_layers(
         context: Samples and threads.
 
     Returns:
-        The layers, and the seconds that each one saves by itself, as far as it could be timed.
+        The layers, and the seconds that each one that could be timed saves among the others: back in float it would
+        need conversions as well.
     """
     shapes = concrete_shapes(model, context.samples[0])
     both = seconds_of(model, nodes, shapes, table, context)
@@ -242,5 +243,6 @@ def fastest_layers(
     starts = ((1,) * len(nodes), (0,) * len(nodes))
     ends = [cheapest(units, costs, start, range(len(nodes))) for start in starts]
     best = min(ends, key=lambda each: costs.total(units, each))
-    saved = {node: wide - narrow for node, (wide, narrow) in both.items()}
+    savings = costs.savings(units, best)
+    saved = {node: float(savings[precise[node]][1]) for node in both}
     return [node for node, row in zip(nodes, best, strict=True) if row], saved

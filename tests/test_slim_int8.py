@@ -7,7 +7,7 @@ and a conversion a little per value. `test_a_real_clock` measures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import pytest
 from onnxslim_core.passes import pass_class
 from onnxslim_core.passes._precision import Narrow, narrow_part
 from onnxslim_core.passes._precision_clock import edges_of, seconds_of
+from onnxslim_core.passes._quantize_static import Search
 
 from onnxslim_core import _job
 from onnxslim_core import graph as verbs
@@ -173,6 +174,31 @@ def test_ranks_are_int8_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> N
     model, changes = planned(Clock(), monkeypatch, tmp_path, wide, forms=("rank", "int8"), target=0.36)
     split = [change for change in changes if change.applied and change.action.startswith("split it")]
     assert split and len(int8_layers(model)) > len(linear_nodes(network(blocks=2))) - 2, changes
+
+
+def test_where_no_layer_answers_near_enough_in_int8_the_plan_is_a_float_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setattr(Search, "run", lambda search: (None, ()))
+    model, changes = planned(Clock(), monkeypatch, tmp_path, network(blocks=2), target=0.7)
+    assert not int8_layers(model) and any(change.applied for change in changes), changes
+    assert Clock().latency(network(blocks=2), model).ratio <= 0.7
+
+
+def test_a_layer_that_the_check_puts_back_into_float_is_made_up_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    search = Search.run
+
+    def without_b0(self: Search) -> Any:
+        self.wanted = replace(self.wanted, nodes=[node for node in self.wanted.nodes if node.name != "b0"])
+        return search(self)
+
+    monkeypatch.setattr(Search, "run", without_b0)
+    original = network(blocks=2)
+    model, changes = planned(Clock(), monkeypatch, tmp_path, network(blocks=2), target=0.45)
+    assert int8_layers(model) and "b0" not in int8_layers(model), changes
+    assert Clock().latency(original, model).ratio <= 0.45 * 1.02
 
 
 def quantized(clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> tuple[ir.Model, Change]:
