@@ -20,14 +20,16 @@ KINDS: Mapping[str, Any] = {
 }
 
 
-def models(names: Sequence[str] = (), folder: Path | None = None) -> Iterator[tuple[str, Path, Mapping[str, Any]]]:
-    """Name, file and entry of every model that is not marked large, or of those named.
+def models(
+    names: Sequence[str] = (), folder: Path | None = None, *, large: bool = False
+) -> Iterator[tuple[str, Path, Mapping[str, Any]]]:
+    """Name, file and entry of those named, else of every model; of those marked large only where it is asked for.
 
     Raises:
         SystemExit: if a file is not there; `bench/zoo/fetch.py` brings it.
     """
     entries = table()
-    for name in names or [name for name, entry in entries.items() if entry.get("size") != "large"]:
+    for name in names or [name for name, entry in entries.items() if large or entry.get("size") != "large"]:
         path = (folder or default_folder()) / f"{name}.onnx"
         if name not in entries or not path.exists():
             raise SystemExit(f"{name}: not in the zoo's folder; python bench/zoo/fetch.py {name}")

@@ -1,6 +1,6 @@
 """How much of what can go does go: 44 files with known answers, ours beside two other tools.
 
-    python bench/coverage.py [--nets DIR] [--rivals PYTHON] [--only vgg resnet] [--out DIR]
+    python bench/coverage.py [--nets DIR] [--rivals PYTHON] [--only vgg resnet] [--seconds 3] [--out DIR]
 
 The files are those of coverage_nets.py (made in the cache folder first where DIR is not given; that needs torch). Every
 second prunable channel in them is dead, so the ideal size is known and the answers must not change. Per file:
@@ -12,7 +12,9 @@ second prunable channel in them is dead, so the ideal size is known and the answ
 
 A share is float weights left over float weights of the original file, in per cent; a file is done when its share is at
 most the ideal plus 0.5 points and the largest output difference, relative to the largest output, is at most 1e-5.
-Exits with 1 where a file of ours is not done. Writes coverage.json and coverage.md.
+With --seconds the time over the original's is taken, too, after merge_convs and remove_idle on their default grid,
+calls in turns on one thread: an interval that begins above 1.02 is slower. Exits with 1 where a file of ours is not
+done, or slower. Writes coverage.json and coverage.md.
 """
 
 from __future__ import annotations
@@ -45,6 +47,9 @@ RECIPES = {
     "prune_channels": 'version = 1\n[[pass]]\nname = "normalize"\n[[pass]]\nname = "fold_constants"\n'
     '[[pass]]\nname = "prune_channels"\ncriterion = "l2"\nratio = 0.5\nround_to = 1\n',
 }
+
+TIMED = 'version = 1\nrequires = "exact"\n[[pass]]\nname = "merge_convs"\n[[pass]]\nname = "remove_idle"\n'
+SLOWER = 1.02
 
 
 def make_nets() -> Path:
@@ -107,6 +112,15 @@ def ours(path: Path, recipe: str, weights: int, reference: Sequence[np.ndarray])
     }
 
 
+def timed(path: Path, seconds: float) -> dict[str, Any]:
+    """Time after the exact passes that change layers over the original's, and whether that is slower."""
+    steps = osc.Recipe.parse(TIMED, "bench")
+    result = osc.compress(path, recipe=steps, measure_latency=False)
+    timing = osc.benchmark(str(path), result.model, seconds=seconds)
+    found = {key: getattr(timing, key) for key in ("ratio", "low", "high")}
+    return {**found, "slower": timing.low > SLOWER}
+
+
 def onnxsim(path: Path, python: str, weights: int, reference: Sequence[np.ndarray]) -> dict[str, Any]:
     """Simplify and apply_structured_pruning on one file."""
     with tempfile.TemporaryDirectory() as folder:
@@ -135,7 +149,7 @@ def torch_pruning(name: str, python: str) -> dict[str, Any]:
     }
 
 
-def measure(nets: Path, only: Sequence[str], python: str | None) -> list[dict[str, Any]]:
+def measure(nets: Path, only: Sequence[str], python: str | None, seconds: float) -> list[dict[str, Any]]:
     """One row per file, in the order of the networks."""
     ideals = json.loads((nets / "ideal.json").read_text(encoding="utf-8"))
     rows = []
@@ -151,6 +165,8 @@ def measure(nets: Path, only: Sequence[str], python: str | None) -> list[dict[st
             row: dict[str, Any] = {"net": name, "variant": variant, "weights": weights, "ideal": round(ideal, 2)}
             for key, recipe in RECIPES.items():
                 row[key] = judged(ours(path, recipe, weights, reference), ideal)
+            if seconds:
+                row["time"] = timed(path, seconds)
             if python:
                 row["onnxsim"] = judged(onnxsim(path, python, weights, reference), ideal)
                 row["torch_pruning"] = torch_row
@@ -170,14 +186,20 @@ def cell(result: dict[str, Any]) -> str:
     return f"{result['share']:.1f}{wrong}"
 
 
+def clock(row: dict[str, Any]) -> str:
+    """The time over the original's, where it was taken."""
+    time_ = row.get("time")
+    return "" if time_ is None else f"{time_['ratio']:.2f} ({time_['low']:.2f} to {time_['high']:.2f})"
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The Markdown table: shares left in per cent, and how many files each tool takes to the ideal."""
     tools = [key for key in (*RECIPES, "onnxsim", "torch_pruning") if key in rows[0]]
-    body = [[r["net"], r["variant"], f"{r['ideal']:.1f}", *(cell(r[key]) for key in tools)] for r in rows]
+    body = [[r["net"], r["variant"], f"{r['ideal']:.1f}", *(cell(r[key]) for key in tools), clock(r)] for r in rows]
     done = [f"{sum(bool(r[key]['done']) for r in rows)} of {len(rows)}" for key in tools]
-    body.append(["**to the ideal**", "", "", *done])
+    body.append(["**to the ideal**", "", "", *done, ""])
     titles = {"onnxsim": "onnxsim pruning", "torch_pruning": "Torch-Pruning (PyTorch module)"}
-    return markdown(["network", "export", ">ideal", *(f">{titles.get(key, key)}" for key in tools)], body)
+    return markdown(["network", "export", ">ideal", *(f">{titles.get(key, key)}" for key in tools), ">time"], body)
 
 
 def main() -> int:
@@ -186,15 +208,17 @@ def main() -> int:
     parser.add_argument("--nets", type=Path, help="folder with raw/, folded/, dynamo/, dynamo_raw/ and ideal.json")
     parser.add_argument("--rivals", metavar="PYTHON", help="interpreter that has the other tools")
     parser.add_argument("--only", nargs="*", default=[], help="names of networks")
+    parser.add_argument("--seconds", type=float, default=0.0, help="spent on timing each file; 0 times nothing")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    rows = measure(args.nets or make_nets(), args.only, args.rivals)
+    rows = measure(args.nets or make_nets(), args.only, args.rivals, args.seconds)
     text = table(rows)
     others = rivals.versions(args.rivals) if args.rivals else {}
     write_result("coverage", {"points": POINTS, "difference": DIFFERENCE, "others": others, "rows": rows}, args.out)
     (args.out / "coverage.md").write_text(text, encoding="utf-8")
     print(text)
-    return 0 if all(row[key]["done"] for row in rows for key in RECIPES) else 1
+    slower = any(row["time"]["slower"] for row in rows if "time" in row)
+    return 0 if not slower and all(row[key]["done"] for row in rows for key in RECIPES) else 1
 
 
 if __name__ == "__main__":

@@ -95,12 +95,13 @@ def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--large", action="store_true", help="those that are marked large, too")
     parser.add_argument("--seconds", type=float, default=20.0, help="spent on timing each model")
     parser.add_argument("--no-latency", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     rows = []
-    for name, path, entry in models(args.names):
+    for name, path, entry in models(args.names, large=args.large):
         try:
             row = measure(name, path, entry, 0.0 if args.no_latency else args.seconds)
         except Exception as error:  # one broken model must not hide the others

@@ -1,9 +1,9 @@
 """Real models with a quarter of every group of channels gone: do they run, what do they lose, and why not more?
 
     python bench/zoo/fetch.py
-    python bench/zoo_prune.py [NAME...] [--ratio 0.25]
+    python bench/zoo_prune.py [NAME...] [--large] [--ratio 0.25]
 
-Every model of the zoo that is not marked large goes through the exact recipe and is written; from that file
+Every model of the zoo (with --large those marked so, too) goes through the exact recipe and is written; from that file
 `prune_channels` takes a quarter by the L2 norm, with its default grid of widths. The result must run in onnxruntime
 with its optimizer off and on, and answer with the types and ranks of the original. Nothing is said here about how good
 the answers are: inputs are random and nothing is mended from samples.
@@ -206,11 +206,12 @@ def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--large", action="store_true", help="those that are marked large, too")
     parser.add_argument("--ratio", type=float, default=0.25, help="share of every group that goes")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for name, path, entry in models(args.names):
+    for name, path, entry in models(args.names, large=args.large):
         try:
             row = {"model": name, **measure(path, entry, args.ratio)}
         except Exception as error:  # one broken model must not hide the others

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 
-_COLLECT_EVERY = (100_000, 50, 1_000)
+_COLLECT_EVERY = (500_000, 20, 1_000)
 """Thresholds of the garbage collector for the whole process: a graph is millions of objects that live until its end."""
 
 

@@ -33,7 +33,7 @@ from onnxslim_core.rewrite import Progress, Sample
 __all__ = ["Result", "compress", "compress_file"]
 
 
-_COLLECT_EVERY = (100_000, 50, 1_000)
+_COLLECT_EVERY = (500_000, 20, 1_000)
 """Thresholds of the garbage collector: a graph is millions of objects that live long, and looking through them again
 and again takes half of the time at 16,000 nodes."""
 
