@@ -30,6 +30,8 @@ __all__ = ["INT8", "Edge", "between", "edges_of", "fastest_layers", "in_both", "
 
 INT8 = 1
 """The column of shares that terms in int8 read."""
+_FOLLOWS = (*BETWEEN, "BatchNormalization", "Div")
+"""What lies between layers in int8; the last two are gone once a model is prepared for that."""
 _LEAST = 0.1
 """Share of what was measured that is left once the call itself is taken off, at least."""
 
@@ -83,7 +85,7 @@ def _followers(model: ir.Model, nodes: Sequence[ir.Node]) -> dict[ir.Node, list[
     able, place = set(nodes), {node: number for number, node in enumerate(model.graph)}
     found: dict[ir.Node, list[ir.Node]] = {node: [node] for node in nodes}
     for node in model.graph:
-        if node not in able and verbs.is_op(node, *BETWEEN):
+        if node not in able and verbs.is_op(node, *_FOLLOWS):
             source = _source(node, able, place)
             if source is not None:
                 found[source].append(node)
@@ -164,7 +166,7 @@ def _source(node: ir.Node, able: set[ir.Node], place: dict[ir.Node, int]) -> ir.
         at = pending.pop()
         if at in able and at is not node:
             return at
-        if at is not node and not verbs.is_op(at, *BETWEEN):
+        if at is not node and not verbs.is_op(at, *_FOLLOWS):
             continue
         makers = {maker for v in at.inputs if v is not None and (maker := v.producer()) is not None}
         pending += [maker for maker in makers - seen if maker in place]

@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from onnx import helper, numpy_helper
 from onnxslim_core.passes import pass_class
 from onnxslim_core.passes._precision import Narrow, narrow_part
 from onnxslim_core.passes._precision_clock import edges_of, seconds_of
@@ -296,6 +297,24 @@ def test_layers_and_the_edges_between_them_are_timed(tmp_path: Any) -> None:
         (e.source and e.source.name, e.reader and e.reader.name) for e in edges_of(model, nodes, shapes, table, context)
     }
     assert {(None, "stem"), ("stem", "a0"), ("a0", "b0"), ("b0", "a1"), ("b3", "head")} <= ends
+
+
+def test_batch_normalization_between_layers_is_no_conversion() -> None:
+    rng = np.random.default_rng(0)
+    arrays = [numpy_helper.from_array(rng.uniform(0.5, 1, 12).astype(np.float32), f"n{i}") for i in range(4)]
+    proto = ir.to_proto(network(blocks=1))
+    place = next(i for i, node in enumerate(proto.graph.node) if node.name == "s0")
+    names = ["stem", *(each.name for each in arrays)]
+    proto.graph.node.insert(place, helper.make_node("BatchNormalization", names, ["normal"], name="normal"))
+    proto.graph.node[place + 1].input[0] = "normal"
+    proto.graph.initializer.extend(arrays)
+    model, context = ir.from_proto(proto), Context(samples=samples(2, 0))
+    nodes, shapes = linear_nodes(model), concrete_shapes(model, ONE)
+    ends = {
+        (e.source and e.source.name, e.reader and e.reader.name)
+        for e in edges_of(model, nodes, shapes, Table(), context)
+    }
+    assert ("stem", "a0") in ends and (None, "a0") not in ends
 
 
 def test_a_real_clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
