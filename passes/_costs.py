@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from onnxslim_core.channels.branches import Branch
 from onnxslim_core.channels.groups import Group
+from onnxslim_core.errors import MeasureError
 from onnxslim_core.measure.pieces import Table, cache_folder
 from onnxslim_core.search.plan import Costs, Term, Unit
 from onnxslim_core.search.segments import Segment, segment_of, segment_of_nodes
@@ -130,7 +131,10 @@ def _left_in_int8(
     narrow = narrow_part(segment, variants, options.context)
     if narrow is None:
         return [None] * len(variants)
-    return table.left(narrow.protos[0], narrow.protos[1:], narrow.sample)[1:]
+    try:
+        return table.left(narrow.protos[0], narrow.protos[1:], narrow.sample)[1:]
+    except MeasureError:
+        return [None] * len(variants)
 
 
 def scaled(costs: Costs, units: Sequence[Unit], choice: Sequence[int], seconds: float) -> Costs:

@@ -186,7 +186,7 @@ def narrow_part(segment: Segment, variants: Sequence[onnx.ModelProto], context: 
         try:
             whole = onnx.shape_inference.infer_shapes(proto).SerializeToString()
             part = in_int8(load(whole).ir, (), [segment.sample], context, part=True)
-        except SlimError:
+        except (SlimError, onnx.shape_inference.InferenceError, ValueError):  # the last of parts beyond 2 GB
             return None
         if part is None or not is_quantized(part):
             return None

@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxslim_core import graph as verbs
+from onnxslim_core.errors import MeasureError
 from onnxslim_core.graph import label_of
 from onnxslim_core.measure.pieces import Table, structure
 from onnxslim_core.measure.shapes import concrete_shapes
@@ -22,9 +23,9 @@ from onnxslim_core.ops.flow import ShapesLike
 from onnxslim_core.quant.layout import BETWEEN
 from onnxslim_core.rewrite import Context, Sample
 from onnxslim_core.search.plan import Costs, Term, Unit, cheapest
-from onnxslim_core.search.segments import part_of
+from onnxslim_core.search.segments import Segment, part_of
 
-from ._precision import Precision, channels_last, narrow_part, rows_of
+from ._precision import Narrow, Precision, channels_last, narrow_part, rows_of
 
 __all__ = ["INT8", "Edge", "between", "edges_of", "fastest_layers", "in_both", "seconds_of"]
 
@@ -74,7 +75,7 @@ def seconds_of(
         key = structure(segment.proto)
         if key not in known:
             narrow = narrow_part(segment, (), context)
-            known[key] = None if narrow is None else _pair(table, segment.proto, narrow.protos[0], narrow.sample)
+            known[key] = None if narrow is None else _tried(table, segment, narrow)
         if (pair := known[key]) is not None:
             found[node] = pair
     return found
@@ -90,6 +91,13 @@ def _followers(model: ir.Model, nodes: Sequence[ir.Node]) -> dict[ir.Node, list[
             if source is not None:
                 found[source].append(node)
     return found
+
+
+def _tried(table: Table, segment: Segment, narrow: Narrow) -> tuple[float, float] | None:
+    try:
+        return _pair(table, segment.proto, narrow.protos[0], narrow.sample)
+    except MeasureError:
+        return None
 
 
 def _pair(table: Table, wide: onnx.ModelProto, narrow: onnx.ModelProto, sample: Sample) -> tuple[float, float]:
@@ -220,9 +228,7 @@ def between(edges: Sequence[Edge], precise: Mapping[ir.Node, int], within: Mappi
     return found
 
 
-def fastest_layers(
-    model: ir.Model, nodes: Sequence[ir.Node], table: Table, context: Context
-) -> tuple[list[ir.Node], dict[ir.Node, float]]:
+def fastest_layers(model: ir.Model, nodes: Sequence[ir.Node], table: Table, context: Context) -> list[ir.Node]:
     """Those layers that take less time in int8, by parts and with the conversions that the others bring.
 
     Args:
@@ -230,10 +236,6 @@ def fastest_layers(
         nodes: Linear nodes that can be int8.
         table: Where times are kept.
         context: Samples and threads.
-
-    Returns:
-        The layers, and the seconds that each one that could be timed saves among the others: back in float it would
-        need conversions as well.
     """
     shapes = concrete_shapes(model, context.samples[0])
     both = seconds_of(model, nodes, shapes, table, context)
@@ -245,6 +247,4 @@ def fastest_layers(
     starts = ((1,) * len(nodes), (0,) * len(nodes))
     ends = [cheapest(units, costs, start, range(len(nodes))) for start in starts]
     best = min(ends, key=lambda each: costs.total(units, each))
-    savings = costs.savings(units, best)
-    saved = {node: float(savings[precise[node]][1]) for node in both}
-    return [node for node, row in zip(nodes, best, strict=True) if row], saved
+    return [node for node, row in zip(nodes, best, strict=True) if row]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,8 +43,6 @@ class Wanted:
     percentile: float
     repair: str
     nodes: Sequence[ir.Node]
-    saved: Mapping[str, float] = field(default_factory=dict)
-    """By name of a layer the seconds that int8 saves; by what it works and moves where that is not known."""
 
 
 @dataclass(slots=True)
@@ -142,7 +140,7 @@ class Search:
         damages = alone(draft, lambda model: few.look(model).damage, (), context.progress)
         worst = sorted(damages, key=damages.__getitem__, reverse=True)[:10]
         self.details["damage_alone"] = {label_of(node): damages[node] for node in worst}
-        efforts, single = self._gains(draft), draft.weights
+        efforts, single = effort(draft), draft.weights
         known: dict[frozenset[ir.Node], Score] = {}
         for limit in (MARGIN,) if wanted.repair == "never" else _LIMITS:
             draft.weights = single
@@ -155,12 +153,6 @@ class Search:
             if score.damage <= MARGIN:
                 return Choice(found.linear, score)
         return None
-
-    def _gains(self, draft: Draft) -> dict[ir.Node, float]:
-        """What each layer gains by int8: nanoseconds where they all were timed, else about what it works."""
-        known = {node: self.wanted.saved.get(str(node.name)) for node in draft.linear}
-        timed = {node: max(seconds, 0.0) * 1e9 for node, seconds in known.items() if seconds is not None}
-        return timed if len(timed) == len(known) else effort(draft)
 
     def _dynamic(self, samples: Sequence[Sample]) -> tuple[ir.Model | None, Sequence[ir.Node]]:
         """Products whose grids are made at run time: all of them, or those that can be."""

@@ -102,12 +102,9 @@ class Quantize:
         if not nodes:
             return [self._refusal("has_weights", "no Conv, Gemm or MatMul has constant float32 weights")]
         details: dict[str, Any] = {}
-        saved: dict[str, float] = {}
         if mode == "static" and self.measure != "never" and context.latency is not None:
-            nodes, saved = self._fast(work, nodes, context, details)
-        wanted = Wanted(
-            mode, self.min_cosine, self.min_agreement, self.ranges, self.percentile, self.repair, nodes, saved
-        )
+            nodes = self._fast(work, nodes, context, details)
+        wanted = Wanted(mode, self.min_cosine, self.min_agreement, self.ranges, self.percentile, self.repair, nodes)
         search = Search(model, work, wanted, context, details)
         try:
             found, chosen = search.run()
@@ -118,32 +115,26 @@ class Quantize:
             return [self._refusal("near_enough", reason, search.details)]
         if (slow := self._slow(model, found, context, search.details)) is not None:
             return [slow]
-        smaller = weight_bytes(model) - weight_bytes(found)
+        saved = weight_bytes(model) - weight_bytes(found)
         model.graph, model.ir_version = found.graph, found.ir_version
         action = f"{len(chosen)} of {len(nodes)} layers in int8"
         where = tuple(label_of(node) for node in chosen)
-        return [Change(self.name, where, action, bytes_saved=smaller, details=search.details)]
+        return [Change(self.name, where, action, bytes_saved=saved, details=search.details)]
 
-    def _fast(
-        self, work: ir.Model, nodes: list[ir.Node], context: Context, details: dict[str, Any]
-    ) -> tuple[list[ir.Node], dict[str, float]]:
-        """The layers without those that are slower in int8, each timed alone, where the whole is measured faster so.
-
-        With it, by name, the seconds that each layer saves.
-        """
+    def _fast(self, work: ir.Model, nodes: list[ir.Node], context: Context, details: dict[str, Any]) -> list[ir.Node]:
+        """The layers without those that are slower in int8, each timed alone, where the whole is measured faster so."""
         assert context.latency is not None
-        fast, seconds = fastest_layers(work, nodes, Table(context.threads, cache_folder()), context)
-        saved = {str(node.name): each for node, each in seconds.items()}
+        fast = fastest_layers(work, nodes, Table(context.threads, cache_folder()), context)
         slow = [node for node in nodes if node not in fast]
         if not fast or not slow:
-            return nodes, saved
+            return nodes
         ignored = [str(node.name) for node in work.graph if node not in nodes]
         whole = in_int8(work, ignored, context.samples[:1], context)
         mixed = in_int8(work, [*ignored, *(str(node.name) for node in slow)], context.samples[:1], context)
         if whole is None or mixed is None or context.latency(whole, mixed).ratio >= 1:
-            return nodes, saved
+            return nodes
         details["slower_in_int8"] = [label_of(node) for node in slow]
-        return fast, saved
+        return fast
 
     def _mode_for(self, model: ir.Model) -> str:
         """Fixed ranges where there is a Conv; a network of matrix products takes them call by call."""
