@@ -14,7 +14,7 @@ from onnxslim_core.calibration.diversity import distinct, looks_like_noise, shor
 from onnxslim_core.calibration.plausible import unlike_training
 from onnxslim_core.calibration.source import Data, Source, open_source
 from onnxslim_core.errors import DataError, MeasureError
-from onnxslim_core.graph import all_nodes, attribute, is_op
+from onnxslim_core.graph import all_nodes, attribute, bodies, is_op
 from onnxslim_core.measure.cost import Cost, cost
 from onnxslim_core.measure.inputs import likely_samples, random_samples
 from onnxslim_core.measure.session import run
@@ -67,6 +67,8 @@ class Feeds:
         misdeclared: Outputs whose answers contradict their declared shape, in words: a flaw of the model as given.
         decides: True where passes may decide on samples: given ones that are no noise, or any where it was asked for.
         origins: Of the samples to decide with; see `rewrite.Context`.
+        proven: False where nothing showed that all of the model runs, as of bodies of If, Loop and Scan nothing does:
+            then what it says of itself may be contradictory.
     """
 
     exact: Sequence[Sample]
@@ -78,6 +80,7 @@ class Feeds:
     misdeclared: Mapping[str, str] = field(default_factory=dict)
     decides: bool = False
     origins: Sequence[int] = ()
+    proven: bool = True
 
     @property
     def runs(self) -> bool:
@@ -124,9 +127,10 @@ def open_feeds(
         problem = f"{err}; {err.hint}" if err.hint else str(err)
     lossy = not exact
     forced = recipe.data.force_random
+    proven = not any(bodies(node) for node in model.ir.graph)
     if data is None:
         if not drawn:
-            return Feeds((), (), (), None, DataUsed("none", note=problem))
+            return Feeds((), (), (), None, DataUsed("none", note=problem), proven=False)
         costs = cost(model, drawn[0])
         if costs.macs > COSTLY_MACS:
             drawn = drawn[: RANDOM_SAMPLES // 2]
@@ -136,7 +140,7 @@ def open_feeds(
         used = DataUsed("random", f"seed {seed}", half, len(drawn) - half, shapes=shapes, warnings=warnings)
         judged = drawn[half:]
         misdeclared = _misdeclared(model, _shapes(run(session, judged[0])))
-        return Feeds(judged, drawn[:half] or judged, judged, None, used, costs, misdeclared, decides=forced)
+        return Feeds(judged, drawn[:half] or judged, judged, None, used, costs, misdeclared, forced, proven=proven)
     source = open_source(data, model, recipe.data, seed=seed, shapes=shapes, values=values)
     source = _cut(source, model, recipe)
     misdeclared = _misdeclared(model, _shapes(run(session, source[0])))
@@ -159,7 +163,15 @@ def open_feeds(
     compared = [*drawn[:2], *judging.first(2)]
     decides = forced or (len(deciding) > 0 and not noisy)
     return Feeds(
-        compared, deciding or drawn, judging, judging.labels, used, None, misdeclared, decides, tuple(deciding.origins)
+        exact=compared,
+        deciding=deciding or drawn,
+        judging=judging,
+        labels=judging.labels,
+        used=used,
+        misdeclared=misdeclared,
+        decides=decides,
+        origins=tuple(deciding.origins),
+        proven=proven,
     )
 
 
@@ -177,7 +189,7 @@ def _inferred(
         return None
     answers = {str(v.name): known.shape[v] for v in model.ir.graph.outputs if v in known.shape}
     used = DataUsed("random", f"seed {seed}", 1, 1, shapes=_shapes(sample), note="sizes only: nothing was run")
-    return Feeds([sample], [sample], [sample], None, used, costs, _misdeclared(model, answers))
+    return Feeds([sample], [sample], [sample], None, used, costs, _misdeclared(model, answers), proven=False)
 
 
 def _cut(source: Source, model: Model, recipe: Recipe) -> Source:

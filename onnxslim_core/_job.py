@@ -27,7 +27,7 @@ import onnx_ir as ir
 
 from onnxslim_core._budget import answer_breaches, gain_breaches
 from onnxslim_core._feeds import Feeds
-from onnxslim_core.errors import MeasureError
+from onnxslim_core.errors import InternalError, MeasureError, SlimError
 from onnxslim_core.graph import all_nodes, drop_given_names, opset_of
 from onnxslim_core.measure.cost import Cost, Size, cost, size_of
 from onnxslim_core.measure.counted import counted_by_data
@@ -244,7 +244,7 @@ class Job:
                 record = StepRecord(planned.name, planned.exact, "refused", reason, planned.options)
                 found.append(dataclasses.replace(last, record=record))
             else:
-                if shared is None or self.apart or not planned.exact:
+                if shared is None or self.apart or not planned.exact or not self.feeds.proven:
                     with self.clock("passes"):
                         shared = last.model.copy(sealed=True)
                 found.append(self._step(planned, last, shared, self._before_lossy(found)))
@@ -263,10 +263,13 @@ class Job:
         began = time.perf_counter()
         with self.clock("passes"):
             context = self._context(last.notes, whole)
-            changes = self._fit(planned.step).run(work.ir, context) if planned.step is not None else []
-            resting = self._resting(planned.step, changes, last.resting)
-            if planned.tidy:
-                changes, resting = [*changes, *self._tidy(work.ir, context, resting)], frozenset(CLEANUP)
+            try:
+                changes = self._fit(planned.step).run(work.ir, context) if planned.step is not None else []
+                resting = self._resting(planned.step, changes, last.resting)
+                if planned.tidy:
+                    changes, resting = [*changes, *self._tidy(work.ir, context, resting)], frozenset(CLEANUP)
+            except Exception as err:
+                return self._contradicted(planned, last, err)
             done = any(change.applied for change in changes)
             if self.lean or self._unnamed:
                 drop_given_names(work.ir.graph)
@@ -300,6 +303,22 @@ class Job:
         if kept:
             return _State(work, size, record, context.notes, resting)
         return dataclasses.replace(last, record=record, resting=resting if not done else last.resting)
+
+    def _contradicted(self, planned: _Planned, last: _State, error: Exception) -> _State:
+        """The state before a pass that failed on a model of which nobody knows whether all of it runs.
+
+        What that says of its shapes may be contradictory, and it is not for every pass to find that out.
+
+        Raises:
+            Exception: the very one where the model runs, or where it says what is wrong.
+        """
+        told = isinstance(error, SlimError) and not isinstance(error, InternalError)
+        if self.feeds.proven or told:
+            raise error
+        reason = "not all of the model was seen to run, and what it says of its shapes seems to be contradictory"
+        return dataclasses.replace(
+            last, record=StepRecord(planned.name, planned.exact, "refused", reason, planned.options)
+        )
 
     def _resting(self, step: Pass | None, changes: Sequence[Change], before: frozenset[str]) -> frozenset[str]:
         """The cleanup passes that find nothing after a step: each runs until it finds nothing itself."""

@@ -15,6 +15,9 @@ from onnxslim_core.rewrite import Sample
 
 __all__ = ["trace"]
 
+_MOST = 2**24
+"""Entries of an axis that are told apart."""
+
 
 def trace(model: ir.Model, sample: Sample | None, shapes: ShapesLike | None = None, *, widths: bool = False) -> Flow:
     """Label every activation of the main graph and of its bodies.
@@ -78,10 +81,18 @@ def _label(flow: Flow, node: ir.Node) -> None:
         flow.freeze(node, f"{name} is not understood")
     elif any(v not in flow.shapes.shape for v in (*node.inputs, *node.outputs) if v is not None and _is_read(v)):
         flow.freeze(node, "the shape of what it reads or makes is not known")
+    elif (longest := _longest(flow, node)) > _MOST:
+        flow.freeze(node, f"an axis of {longest} elements is longer than channels are looked at")
     else:
         flow.atoms.author = verbs.label_of(node)
         flow.ruled.add(node)
         rule.label(flow, node)
+
+
+def _longest(flow: Flow, node: ir.Node) -> int:
+    """Of the axes of all that it reads and makes; a weight without elements may declare any length."""
+    found = [flow.shapes.shape.get(v, ()) for v in (*node.inputs, *node.outputs) if v is not None]
+    return max((max(shape, default=0) for shape in found), default=0)
 
 
 def _enter(flow: Flow, node: ir.Node) -> None:

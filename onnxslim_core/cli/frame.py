@@ -181,12 +181,20 @@ def verb(function: Callable[..., int]) -> click.Command:
     @functools.wraps(function)
     def run(as_json: bool, threads: int, seed: int | None, quiet: bool, traceback: bool, **options: Any) -> int:
         del traceback  # read by `main`, which also sees errors of the command line itself
+        _silence_runtime()
         return function(Shell(as_json, threads, seed, quiet), **options)
 
     decorated: Callable[..., int] = run
     for option in reversed(_COMMON):
         decorated = option(decorated)
     return group.command(name=function.__name__.rstrip("_"))(decorated)
+
+
+def _silence_runtime() -> None:
+    """Let onnxruntime say nothing on the console: what goes wrong comes as an exception, and is told in one line."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(4)
 
 
 # ---------------------------------------------------------------------------------------------------- files

@@ -94,7 +94,8 @@ def _options(threads: int, optimize: bool) -> ort.SessionOptions:
 
 def _open(source: bytes | str, options: ort.SessionOptions) -> ort.InferenceSession:
     try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        # without the fallback, which prints what failed and tries the same again
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except RUNTIME_ERRORS as err:
         raise MeasureError(f"onnxruntime cannot load the model: {_one_line(err)}") from err
 
