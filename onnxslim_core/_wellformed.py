@@ -37,9 +37,17 @@ _VALUE_FIELDS = {
     "sparse_tensors": _ATTR.SPARSE_TENSORS,
     "type_protos": _ATTR.TYPE_PROTOS,
 }
-_CONSTANT = frozenset(
-    ("value", "sparse_value", "value_float", "value_floats", "value_int", "value_ints", "value_string", "value_strings")
-)
+_CONSTANT = {
+    "value": _ATTR.TENSOR,
+    "sparse_value": _ATTR.SPARSE_TENSOR,
+    "value_float": _ATTR.FLOAT,
+    "value_floats": _ATTR.FLOATS,
+    "value_int": _ATTR.INT,
+    "value_ints": _ATTR.INTS,
+    "value_string": _ATTR.STRING,
+    "value_strings": _ATTR.STRINGS,
+}
+"""What a Constant may hold its value in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +307,9 @@ class _Walk:
     def constant(self, node: onnx.NodeProto) -> None:
         if len(node.attribute) != 1 or node.attribute[0].name not in _CONSTANT or len(node.output) != 1:
             raise InvalidModel(f"{_label(node)} must hold one value and have one output")
+        (attr,) = node.attribute
+        if not attr.ref_attr_name and (attr.type or kind_of(attr)) != _CONSTANT[attr.name]:
+            raise InvalidModel(f"{quote(attr.name)} of {_label(node)} is of another type than its name says")
 
     def attribute(self, attr: onnx.AttributeProto, what: str, scopes: Sequence[_Scope], depth: int) -> None:
         _text(attr.doc_string, attr.ref_attr_name)

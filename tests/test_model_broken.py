@@ -233,6 +233,7 @@ BROKEN: dict[str, tuple[onnx.ModelProto, type[ModelError], str]] = {
     "attribute of no type": (edit(lambda m: m.graph.node[1].attribute.add(name="a")), InvalidModel, "does not say its type"),
     "constant without a value": (model_of([helper.make_node("Constant", [], ["y"])]), InvalidModel, "holds no value"),
     "constant of two values": (model_of([helper.make_node("Constant", [], ["y"], value_int=1, value_float=2.0)]), InvalidModel, "one value"),
+    "constant of another type": (model_of([helper.make_node("Constant", [], ["y"], value=[1.0, 2.0])]), InvalidModel, "than its name"),
     "bodies too deep": (nested(30), InvalidModel, "nested more than 24"),
     "types too deep": (deep_type(60), InvalidModel, "nested more than 24"),
     "functions that call each other": (recursive_functions(), InvalidModel, "calls itself"),
