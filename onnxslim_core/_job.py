@@ -34,6 +34,7 @@ from onnxslim_core.measure.counted import counted_by_data
 from onnxslim_core.measure.fidelity import Fidelity, Metric, Truth, compare
 from onnxslim_core.measure.inputs import random_samples
 from onnxslim_core.measure.latency import Latency, compare_latency
+from onnxslim_core.measure.pieces import cache_folder
 from onnxslim_core.measure.truth import Plain
 from onnxslim_core.model import Model, wrap
 from onnxslim_core.passes import pass_class
@@ -342,6 +343,7 @@ class Job:
             progress=self.progress,
             parts=(self.budget or Budget()).parts,
             latency=self._probe if self.times else None,
+            cache=cache_folder() if self.times else None,
             reference=None if whole is None else whole.ir,
             notes={key: copy.copy(value) for key, value in notes.items()},
         )

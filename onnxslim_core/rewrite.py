@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -152,6 +153,7 @@ class Context:
         parts: By output: an axis, and by name the first and one past the last of its columns that mean different
             things and are judged apart.
         latency: Interleaved measurement (reference, candidate) -> Timing, or None where measuring is off.
+        cache: Folder in which what was timed is kept for the next run; None keeps nothing.
         reference: The model before the first lossy pass, not to be changed; None where none has run.
         notes: What earlier passes left for later ones, by pass name.
     """
@@ -164,6 +166,7 @@ class Context:
     progress: Progress = _silent
     parts: Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]] = field(default_factory=dict)
     latency: Callable[[ir.Model, ir.Model], Timing] | None = None
+    cache: Path | None = None
     reference: ir.Model | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnxslim_core.channels.branches import Branch
 from onnxslim_core.channels.groups import Group
 from onnxslim_core.errors import MeasureError
-from onnxslim_core.measure.pieces import Table, cache_folder
+from onnxslim_core.measure.pieces import Table
 from onnxslim_core.search.plan import Costs, Term, Unit
 from onnxslim_core.search.segments import Segment, segment_of, segment_of_nodes
 
@@ -76,7 +76,7 @@ def costs_of(options: Options) -> Costs:
 
 def _seconds(options: Options, terms: list[Term], works: list[ir.Node], precise: Mapping[ir.Node, int]) -> Costs:
     """Terms in seconds: each part's time is shared among its layers by their multiply-adds."""
-    table = Table(options.context.threads, cache_folder())
+    table = Table.of(options.context)
     weight = {node: term.base for node, term in zip(works, terms, strict=True)}
     found: dict[ir.Node, list[float]] = {}
     for number, what in enumerate(options.homes):

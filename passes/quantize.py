@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from onnxslim_core.errors import MeasureError, RecipeError, UnsupportedModel
 from onnxslim_core.graph import is_op, label_of
-from onnxslim_core.measure.pieces import Table, cache_folder, settled
+from onnxslim_core.measure.pieces import Table, settled
 from onnxslim_core.quant.dynamic import store_weights
 from onnxslim_core.quant.layout import is_quantized, linear_nodes
 from onnxslim_core.quant.ranges import METHODS
@@ -124,7 +124,7 @@ class Quantize:
     def _fast(self, work: ir.Model, nodes: list[ir.Node], context: Context, details: dict[str, Any]) -> list[ir.Node]:
         """The layers without those that are slower in int8, each timed alone, where the whole is measured faster so."""
         assert context.latency is not None
-        fast = fastest_layers(work, nodes, Table(context.threads, cache_folder()), context)
+        fast = fastest_layers(work, nodes, Table.of(context), context)
         slow = [node for node in nodes if node not in fast]
         if not fast or not slow:
             return nodes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,8 +78,8 @@ def by_macs(reference: ir.Model, candidate: ir.Model) -> Counted:
     return Counted(after / before, after / before, after / before)
 
 
-def context(real: bool = True, latency: Callable[..., Counted] | None = by_macs) -> Context:
-    return Context(samples=samples(80, 1), samples_are_real=real, latency=latency)
+def context(real: bool = True, latency: Callable[..., Counted] | None = by_macs, cache: Path | None = None) -> Context:
+    return Context(samples=samples(80, 1), samples_are_real=real, latency=latency, cache=cache)
 
 
 def run(name: str, model: ir.Model, given: Context, **options: Any) -> list[Change]:
@@ -116,10 +117,9 @@ def test_more_forms_do_not_lose_much_more() -> None:
     assert lost(every, original) < 1.5 * lost(narrow, original)
 
 
-def test_a_latency_target_is_planned_until_the_whole_meets_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ONNXSLIM_CORE_CACHE", str(tmp_path))
+def test_a_latency_target_is_planned_until_the_whole_meets_it(tmp_path: Path) -> None:
     original, model = network(), network()
-    changes = run("slim", model, context(), target=0.6, round_to=4)
+    changes = run("slim", model, context(cache=tmp_path), target=0.6, round_to=4)
     assert any(change.applied for change in changes), changes
     assert share(model, original) <= 0.6
     assert list(tmp_path.glob("latency-*.json")), "what was timed is kept"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,10 +109,9 @@ class Clock:
 def planned(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, model: ir.Model | None = None, **options: Any
 ) -> tuple[ir.Model, list[Change]]:
-    monkeypatch.setenv("ONNXSLIM_CORE_CACHE", str(tmp_path))
     monkeypatch.setattr(Table, "_measure", lambda table, protos, sample: clock.measure(protos, sample))
     model = network() if model is None else model
-    context = Context(samples=samples(80, 1), samples_are_real=True, latency=clock.latency)
+    context = Context(samples=samples(80, 1), samples_are_real=True, latency=clock.latency, cache=tmp_path)
     changes = pass_class("slim")(**{"round_to": 4, "forms": ("width", "gone", "int8"), **options}).run(model, context)
     return model, changes
 
@@ -203,10 +203,9 @@ def test_a_layer_that_the_check_puts_back_into_float_is_made_up_for(
 
 
 def quantized(clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> tuple[ir.Model, Change]:
-    monkeypatch.setenv("ONNXSLIM_CORE_CACHE", str(tmp_path))
     monkeypatch.setattr(Table, "_measure", lambda table, protos, sample: clock.measure(protos, sample))
     model = network()
-    context = Context(samples=samples(40, 1), samples_are_real=True, latency=clock.latency)
+    context = Context(samples=samples(40, 1), samples_are_real=True, latency=clock.latency, cache=tmp_path)
     (change,) = pass_class("quantize")().run(model, context)
     return model, change
 
@@ -317,10 +316,9 @@ def test_batch_normalization_between_layers_is_no_conversion() -> None:
     assert ("stem", "a0") in ends and (None, "a0") not in ends
 
 
-def test_a_real_clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setenv("ONNXSLIM_CORE_CACHE", str(tmp_path))
+def test_a_real_clock(tmp_path: Path) -> None:
     model = network(blocks=1)
-    context = Context(samples=samples(40, 1), samples_are_real=True, latency=Clock().latency)
+    context = Context(samples=samples(40, 1), samples_are_real=True, latency=Clock().latency, cache=tmp_path)
     pass_class("slim")(target=0.8, forms=("int8",)).run(model, context)
     assert cosine(model, network(blocks=1)) > 0.99
     assert list(tmp_path.glob("latency-*.json")), "what was timed is kept"
