@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from onnxslim_core.passes import GROUP, pass_class
 
 from onnxslim_core.errors import RecipeError
+from onnxslim_core.pipeline import compress
 from onnxslim_core.recipe import Recipe
 from onnxslim_core.rewrite import Change, Context, Kind
 
@@ -31,14 +36,30 @@ class Stamp:
         return [Change(self.name, (), "stamped")]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Silent:
+    """Double every weight, and say nothing of it."""
+
+    name: ClassVar[str] = "silent"
+    kind: ClassVar[Kind] = Kind.BITWISE
+
+    def run(self, model: ir.Model, context: Context) -> list[Change]:
+        for value in model.graph.initializers.values():
+            assert value.const_value is not None
+            value.const_value = ir.tensor(2 * value.const_value.numpy(), name=value.name)
+        return []
+
+
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "elsewhere-1.0.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
-    (folder / "entry_points.txt").write_text(f"[{GROUP}]\nstamp = elsewhere_passes:Stamp\nodd = elsewhere_passes:ODD\n")
+    (folder / "entry_points.txt").write_text(
+        f"[{GROUP}]\nstamp = elsewhere_passes:Stamp\nsilent = elsewhere_passes:Silent\nodd = elsewhere_passes:ODD\n"
+    )
     module = types.ModuleType("elsewhere_passes")
-    module.__dict__.update(Stamp=Stamp, ODD=3)
+    module.__dict__.update(Stamp=Stamp, Silent=Silent, ODD=3)
     monkeypatch.setitem(sys.modules, "elsewhere_passes", module)
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
@@ -66,3 +87,32 @@ def test_a_foreign_pass_has_no_short_name() -> None:
         Recipe.parse('version = 1\n[[pass]]\nname = "stamp"\n')
     with pytest.raises(RecipeError, match="nobody:stamp"):
         Recipe.parse('version = 1\n[[pass]]\nname = "nobody:stamp"\n')
+
+
+def dense() -> onnx.ModelProto:
+    """A MatMul, an Identity for the cleanup to take out, and an Add."""
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.standard_normal(size).astype(np.float32), name)
+        for name, size in (("w", (4, 4)), ("b", (4,)))
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="product"),
+        helper.make_node("Identity", ["h"], ["i"], name="idle"),
+        helper.make_node("Add", ["i", "b"], ["y"], name="sum"),
+    ]
+    inputs, outputs = ([helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 4])] for name in "xy")
+    graph = helper.make_graph(nodes, "g", inputs, outputs, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_what_a_pass_does_and_does_not_tell_is_not_in_the_result() -> None:
+    recipe = Recipe.parse('version = 1\n[[pass]]\nname = "normalize"\n[[pass]]\nname = "elsewhere:silent"\n')
+    result = compress(dense(), recipe, measure_latency=False)
+    x = np.ones((2, 4), np.float32)
+    (a,), (b,) = (
+        ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})
+        for proto in (dense(), result.model.to_proto())
+    )
+    np.testing.assert_allclose(a, b, rtol=1e-5)
