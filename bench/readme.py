@@ -139,21 +139,20 @@ def zoo() -> str:
         for row in rows[:8]
     ]
     columns = ["model", ">nodes", ">file", ">time, result over original", ">difference", ">noise"]
-    return markdown(columns, body) + origin(facts, "zoo_exact")
+    said = f"{facts['good']} of {len(facts['rows'])} are equal, no bigger and not slower; the {len(body)} fastest:\n\n"
+    return said + markdown(columns, body) + origin(facts, "zoo_exact")
 
 
 def training_free() -> str:
     """A classifier at several costs: chosen and mended on samples, by weights alone, and by other tools."""
     facts = read("training_free")
     rows = [row for row in facts["rows"] if "accuracy" in row]
-    # a result from before there were several seeds has no means
-    means = facts.get("means") or [row | {"target": row["options"]["target"]} for row in rows if row["part"] == "macs"]
     body = [
-        _classifier(f"`{'slim' if each['part'] == 'latency' else 'prune_channels'}`, {told} {each['target']}", each)
-        for part, told in (("macs", "multiply-adds"), ("latency", "time"))
-        for each in [e for e in means if e["part"] == part]
+        _classifier(f"`{name}`, {told} {each['target']}", each)
+        for part, name, told in CLASSIFIER_PARTS
+        for each in sorted(facts["means"], key=lambda e: -e["target"])
+        if each["part"] == part
     ]
-    body += [_classifier(f"`slim`, multiply-adds {e['target']}", e) for e in means if e["part"] == "slim"]
     body += [_classifier(f"`drop_blocks`, {r['options']['count']}", r) for r in rows if r["part"] == "blocks"]
     plain = [row for row in rows if row["part"] == "half" and row["options"]["repair"] == "none"]
     body += [_classifier("smallest L1 norm, unmended", r) for r in plain if r["options"]["criterion"] == "l1"]
@@ -164,6 +163,11 @@ def training_free() -> str:
     return markdown(columns, body) + origin(facts, "training_free")
 
 
+CLASSIFIER_PARTS = (
+    ("slim", "slim", "multiply-adds"),
+    ("latency", "slim", "time"),
+    ("macs", "prune_channels", "multiply-adds"),
+)
 FREE_RIVALS = {
     "onnxsim_refit": "onnxsim, with activations and refit",
     "torch_pruning_resnet": "Torch-Pruning, L2 magnitude",
