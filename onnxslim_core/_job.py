@@ -28,7 +28,7 @@ import onnx_ir as ir
 from onnxslim_core._budget import answer_breaches, gain_breaches
 from onnxslim_core._feeds import Feeds
 from onnxslim_core.errors import InternalError, MeasureError, SlimError
-from onnxslim_core.graph import all_nodes, drop_given_names, opset_of
+from onnxslim_core.graph import all_nodes, drop_given_names, give_names_back, opset_of, reserve_names
 from onnxslim_core.measure.cost import Cost, Size, cost, size_of
 from onnxslim_core.measure.counted import counted_by_data
 from onnxslim_core.measure.fidelity import Fidelity, Metric, Truth, compare
@@ -168,6 +168,7 @@ class Job:
     def run(self, asked: Asked, why_not_compared: str) -> tuple[Model, Report]:
         """Run the recipe, keep what holds, measure it and write it down."""
         self.plan = self._planned()
+        reserve_names(self.start.ir)
         unnamed = sum(not node.name for node in all_nodes(self.start.ir.graph))
         if self.feeds.cost is not None:
             self.costs[id(self.start)] = self.start, self.feeds.cost
@@ -263,6 +264,11 @@ class Job:
         """Run one step on a copy of the state before it, tidy up, and judge it if it is lossy."""
         began = time.perf_counter()
         with self.clock("passes"):
+            if self.lean or self._unnamed:  # passes tell nodes by their names, of the reference as well
+                give_names_back(work.ir.graph)
+                if whole is not None:
+                    whole = whole.copy()
+                    give_names_back(whole.ir.graph)
             context = self._context(last.notes, whole)
             try:
                 changes = self._fit(planned.step).run(work.ir, context) if planned.step is not None else []

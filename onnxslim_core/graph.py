@@ -27,6 +27,7 @@ __all__ = [
     "bodies",
     "drop_given_names",
     "first_input",
+    "give_names_back",
     "idle_source",
     "is_op",
     "label_of",
@@ -38,6 +39,7 @@ __all__ = [
     "replace",
     "replace_constant",
     "replace_input",
+    "reserve_names",
     "set_attribute",
     "users_of",
 ]
@@ -94,10 +96,29 @@ def all_nodes(graph: ir.Graph) -> list[ir.Node]:
 
 
 def drop_given_names(graph: ir.Graph) -> None:
-    """Take the names off the nodes that had none before `name_node`: a node needs none, and each takes bytes."""
+    """Take the names off the nodes that had none before `name_node`: a node needs none, and each takes bytes.
+
+    Passes tell nodes by their names, in one model and in another: `give_names_back` before the next one.
+    """
     for node in all_nodes(graph):
-        if node.meta.pop(_OUR_NAME, None) is not None:
+        if _OUR_NAME in node.meta and node.name:
+            node.meta[_OUR_NAME] = node.name
             node.name = ""  # None would be given a name by the next copy
+
+
+def reserve_names(model: ir.Model) -> None:
+    """Choose a name for every node without one, which `give_names_back` gives it; the file stays as it is."""
+    names = Names(model)
+    for node in all_nodes(model.graph):
+        if not node.name:
+            node.meta[_OUR_NAME] = names.new(node.op_type)
+
+
+def give_names_back(graph: ir.Graph) -> None:
+    """Let every node have the name that was taken off it or reserved for it, in copies, too."""
+    for node in all_nodes(graph):
+        if not node.name and _OUR_NAME in node.meta:
+            node.name = str(node.meta[_OUR_NAME])
 
 
 def own_name(node: ir.Node) -> str:
@@ -108,7 +129,7 @@ def own_name(node: ir.Node) -> str:
 def name_node(node: ir.Node, name: str) -> None:
     """Give a name to a node without one."""
     node.name = name
-    node.meta[_OUR_NAME] = True
+    node.meta[_OUR_NAME] = name
 
 
 def users_of(value: ir.Value) -> tuple[list[tuple[ir.Node, int]], bool]:
