@@ -101,7 +101,7 @@ def precision_units(
     mine = {str(node.name): node for node in model.graph}
     nodes = [n for n in linear_nodes(work) if n.name in mine and not is_named(n, ignored)]
     asked = first_of(probe, _ASKED)
-    answers = Answers(answers_of(model, asked, context.threads))
+    answers = Answers(answers_of(model, asked, context.threads), context.parts)
     if not nodes or not answers:
         return []
 

@@ -171,7 +171,7 @@ class Options:
             return [what]
 
         sets = [nodes_of(number, what) for _, number, what in asked]
-        self.tails = Tails(self.model, self.probe, sets, context.threads)
+        self.tails = Tails(self.model, self.probe, sets, context.threads, parts=context.parts)
         for done, ((_, number, what), nodes) in enumerate(zip(asked, sets, strict=True)):
             context.progress("options", done, len(asked))
             if isinstance(what, Group):

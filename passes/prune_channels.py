@@ -172,7 +172,7 @@ class PruneChannels:
         if reference is not None:
             widest = max((group.width for group in channels.groups), default=1)
             fit, probe = (stacked(model, each) for each in probed(context))
-            plain, judge = model.clone(), Answers(answers_of(reference, probe, context.threads))
+            plain, judge = model.clone(), Answers(answers_of(reference, probe, context.threads), context.parts)
             before = judge.lost(answers_of(model, probe, context.threads))
             job = Refit(
                 reference,

@@ -77,7 +77,7 @@ class Refit:
             return [self._refused("all samples are of one origin, so none can be set aside", "samples_apart")]
         names = [str(n.name) for n in model.graph if n.name and is_linear(n) and not is_depthwise(n)]
         batches, judged = stacked(model, fit), stacked(model, held)
-        truth = Answers(answers_of(context.reference, judged, context.threads))
+        truth = Answers(answers_of(context.reference, judged, context.threads), context.parts)
         if not truth:
             return [self._refused("no output holds floating-point numbers", "outputs_comparable")]
         before = best = truth.lost(answers_of(model, judged, context.threads))

@@ -1,8 +1,8 @@
 """How much of the answers is lost: squared error over the variance of the answers themselves, part by part.
 
-Columns of one output that mean different things (boxes in pixels beside scores) are told apart by their size, and each
-part is weighed by its own variance, else the large ones would hide what becomes of the small ones. An answer of one
-sample has no variance over samples; its squares around zero stand for it.
+Columns of one output that mean different things (boxes in pixels beside scores) are declared by the user or told apart
+by their size, and each part is weighed by its own variance, else the large ones would hide what becomes of the small
+ones. An answer of one sample has no variance over samples; its squares around zero stand for it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxslim_core.measure.scores import Parts
+from onnxslim_core.measure.scores import Parts, columns_of
 from onnxslim_core.measure.session import open_session, run
 from onnxslim_core.model import wrap
 from onnxslim_core.rewrite import Sample
@@ -40,11 +40,16 @@ class Answers:
 
     Args:
         found: Outputs by name, per batch; only arrays of floats are looked at.
+        parts: Columns that are declared to mean different things, by output; what they leave is one part more.
+
+    Raises:
+        MeasureError: if an output has no such columns.
     """
 
-    def __init__(self, found: Sequence[Mapping[str, object]]) -> None:
+    def __init__(self, found: Sequence[Mapping[str, object]], parts: Mapping[str, Parts] | None = None) -> None:
         self._before = [_floats(each) for each in found]
-        self._weight = {name: _weight([each[name] for each in self._before]) for name in self._before[0]}
+        told = parts or {}
+        self._weight = {n: _weight([each[n] for each in self._before], told.get(n)) for n in self._before[0]}
 
     def __bool__(self) -> bool:
         return bool(self._weight)
@@ -67,20 +72,23 @@ def _floats(answers: Mapping[str, object]) -> dict[str, NDArray[np.floating]]:
     return {k: v for k, v in answers.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f" and v.size}
 
 
-def _weight(answers: Sequence[NDArray[np.floating]]) -> Floats:
+def _weight(answers: Sequence[NDArray[np.floating]], declared: Parts | None) -> Floats:
     """What a squared error is multiplied by, in a shape that broadcasts against an answer."""
     if len({answer.shape[1:] for answer in answers}) > 1 or answers[0].ndim == 0:
         return np.asarray(1.0 / max(sum(float(np.square(a, dtype=np.float64).sum()) for a in answers), 1e-12))
     together = np.concatenate(answers).astype(np.float64)
     squares = np.square(together - together.mean(axis=0) if len(together) > 1 else together)
-    parts = told_apart(answers)
+    parts = told_apart(answers) if declared is None else declared
     if parts is None:
         return np.asarray(1.0 / max(float(squares.sum()), 1e-12))
-    axis, columns = parts
-    each = np.empty(squares.shape[axis])
-    for start, stop in columns.values():
-        total = float(np.take(squares, range(start, stop), axis).sum())
-        each[start:stop] = 1.0 / max(total * len(columns), 1e-12)
+    columns_of(answers[0], parts)  # which says what is wrong with them
+    axis = parts[0] % squares.ndim
+    runs = [np.arange(*bounds) for bounds in parts[1].values()]
+    left = np.setdiff1d(np.arange(squares.shape[axis]), np.concatenate(runs))
+    runs += [left] if left.size else []
+    each = np.zeros(squares.shape[axis])
+    for run_ in runs:
+        each[run_] += 1.0 / max(float(np.take(squares, run_, axis).sum()) * len(runs), 1e-12)
     return each.reshape([-1 if number == axis else 1 for number in range(squares.ndim)])
 
 

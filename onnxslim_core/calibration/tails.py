@@ -16,6 +16,7 @@ from onnxslim_core import graph as verbs
 from onnxslim_core.calibration.answers import Answers
 from onnxslim_core.calibration.lockstep import Walk
 from onnxslim_core.calibration.pieces import Swap, cut_out, read_by, read_from
+from onnxslim_core.measure.scores import Parts
 from onnxslim_core.measure.session import open_piece, run
 from onnxslim_core.rewrite import Sample
 
@@ -32,6 +33,7 @@ class Tails:
             `done` is said of it.
         threads: For onnxruntime.
         answers: What answers are held against; the model's own where not given.
+        parts: Columns of outputs that are declared to mean different things; see `Answers`.
     """
 
     def __init__(
@@ -41,9 +43,11 @@ class Tails:
         sets: Sequence[Collection[ir.Node]],
         threads: int = 1,
         answers: Answers | None = None,
+        parts: Mapping[str, Parts] | None = None,
     ) -> None:
         self._model = model
         self._threads = threads
+        self._parts = parts
         self._walk = Walk(model, batches, threads)
         self._after = _Followers(model)
         self._outputs = list(dict.fromkeys(model.graph.outputs))
@@ -97,7 +101,7 @@ class Tails:
         if self._answers is None:
             for value in self._outputs:
                 self._walk.value(value)
-            self._answers = Answers(self.own_answers())
+            self._answers = Answers(self.own_answers(), self._parts)
         return self._answers
 
     def _given(self, number: int) -> dict[str, object]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onnxslim_core.calibration.answers import Answers, told_apart
+from onnxslim_core.errors import MeasureError
 
 RNG = np.random.default_rng(0)
 
@@ -59,3 +60,32 @@ def test_each_part_counts_half() -> None:
         after = before.copy()
         after[:, part] = before[:, part].mean(axis=0)
         assert answers.lost([{"y": after}]) == pytest.approx(0.5, rel=1e-6)
+
+
+def two_things() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Four columns of which the first two vary ten times as much, and errors of one size in either half."""
+    answer = RNG.standard_normal((64, 4)) * np.array([10, 10, 1, 1])
+    error = RNG.standard_normal((64, 2))
+    wide, narrow = np.zeros_like(answer), np.zeros_like(answer)
+    wide[:, :2], narrow[:, 2:] = error, error
+    return answer, wide, narrow
+
+
+def test_declared_columns_weigh_by_their_own_variance() -> None:
+    answer, wide, narrow = two_things()
+    plain, apart = Answers([{"y": answer}]), Answers([{"y": answer}], {"y": (-1, {"first": (0, 2), "rest": (2, 4)})})
+    assert plain.lost([{"y": answer + wide}]) == pytest.approx(plain.lost([{"y": answer + narrow}]))
+    assert apart.lost([{"y": answer + narrow}]) > 50 * apart.lost([{"y": answer + wide}])
+
+
+def test_columns_that_nobody_declared_are_one_part_more() -> None:
+    answer, _, narrow = two_things()
+    some = Answers([{"y": answer}], {"y": (1, {"first": (0, 2)})})
+    all_ = Answers([{"y": answer}], {"y": (1, {"first": (0, 2), "rest": (2, 4)})})
+    lost = some.lost([{"y": answer + narrow}])
+    assert lost > 0 and lost == pytest.approx(all_.lost([{"y": answer + narrow}]))
+
+
+def test_columns_that_are_not_there_are_an_error() -> None:
+    with pytest.raises(MeasureError, match="columns 0 to 9 of 4"):
+        Answers([{"y": two_things()[0]}], {"y": (1, {"first": (0, 9)})})
