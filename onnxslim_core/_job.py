@@ -246,12 +246,13 @@ class Job:
                 record = StepRecord(planned.name, planned.exact, "refused", reason, planned.options)
                 found.append(dataclasses.replace(last, record=record))
             else:
-                if shared is None or self.apart or not planned.exact or not self.feeds.proven:
+                foreign = ":" in planned.name  # it may do more than it tells of
+                if shared is None or self.apart or foreign or not planned.exact or not self.feeds.proven:
                     with self.clock("passes"):
                         shared = last.model.copy(sealed=True)
                 found.append(self._step(planned, last, shared, self._before_lossy(found)))
-                if not planned.exact:
-                    shared = None  # what was judged must not change any more
+                if foreign or not planned.exact:
+                    shared = None  # what was judged must not change any more, what nobody told of is not handed on
         return found
 
     def _before_lossy(self, states: Sequence[_State]) -> Model | None:
@@ -281,7 +282,7 @@ class Job:
             if self.lean or self._unnamed:
                 drop_given_names(work.ir.graph)
                 changes = [change for change in changes if not change.action.startswith("named ")]
-        if done or ":" in planned.name:  # a pass of somebody else's may do more than it says
+        if done:
             work.forget()
         seconds = time.perf_counter() - began
         done = any(change.applied for change in changes)
@@ -317,12 +318,14 @@ class Job:
         What that says of its shapes may be contradictory, and it is not for every pass to find that out.
 
         Raises:
-            Exception: the very one where the model runs, or where it says what is wrong.
+            Exception: the very one where the model runs, where it says what is wrong, where memory ran out, and of a
+                pass of somebody else's, who is to see it.
         """
         told = isinstance(error, SlimError) and not isinstance(error, InternalError)
-        if self.feeds.proven or told:
+        if self.feeds.proven or told or isinstance(error, MemoryError) or ":" in planned.name:
             raise error
         reason = "not all of the model was seen to run, and what it says of its shapes seems to be contradictory"
+        reason += f" ({type(error).__name__})"
         return dataclasses.replace(
             last, record=StepRecord(planned.name, planned.exact, "refused", reason, planned.options)
         )

@@ -38,16 +38,31 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Silent:
-    """Double every weight, and say nothing of it."""
+    """Double every weight, or note who was here, and say nothing of it."""
 
     name: ClassVar[str] = "silent"
     kind: ClassVar[Kind] = Kind.BITWISE
+    only_note: bool = False
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
+        if self.only_note:
+            model.producer_name = self.name
+            return []
         for value in model.graph.initializers.values():
             assert value.const_value is not None
             value.const_value = ir.tensor(2 * value.const_value.numpy(), name=value.name)
         return []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken:
+    """Does not work."""
+
+    name: ClassVar[str] = "broken"
+    kind: ClassVar[Kind] = Kind.BITWISE
+
+    def run(self, model: ir.Model, context: Context) -> list[Change]:
+        raise KeyError("mistake")
 
 
 @pytest.fixture
@@ -57,9 +72,10 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
     (folder / "entry_points.txt").write_text(
         f"[{GROUP}]\nstamp = elsewhere_passes:Stamp\nsilent = elsewhere_passes:Silent\nodd = elsewhere_passes:ODD\n"
+        "broken = elsewhere_passes:Broken\n"
     )
     module = types.ModuleType("elsewhere_passes")
-    module.__dict__.update(Stamp=Stamp, Silent=Silent, ODD=3)
+    module.__dict__.update(Stamp=Stamp, Silent=Silent, Broken=Broken, ODD=3)
     monkeypatch.setitem(sys.modules, "elsewhere_passes", module)
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
@@ -116,3 +132,26 @@ def test_what_a_pass_does_and_does_not_tell_is_not_in_the_result() -> None:
         for proto in (dense(), result.model.to_proto())
     )
     np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_what_a_pass_does_not_tell_is_not_handed_on_to_the_next_pass() -> None:
+    steps = ("normalize", 'elsewhere:silent"\nonly_note = true\n#"', "elsewhere:stamp")
+    recipe = Recipe.parse("version = 1\n" + "".join(f'[[pass]]\nname = "{step}"\n' for step in steps))
+    made = compress(dense(), recipe, measure_latency=False).model.to_proto()
+    assert made.doc_string == "seen" and made.producer_name != "silent"
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_pass_that_fails_is_told_of_where_not_all_of_the_model_was_seen_to_run() -> None:
+    """It is the mistake of the pass, not of the model."""
+    model = dense()
+    branch = [
+        helper.make_graph([helper.make_node("Neg", ["x"], ["t"])], name, [], [helper.ValueInfoProto(name="t")])
+        for name in ("then", "else")
+    ]
+    model.graph.node.append(helper.make_node("If", ["c"], ["z"], then_branch=branch[0], else_branch=branch[1]))
+    model.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [2, 4]))
+    with pytest.raises(KeyError, match="mistake"):
+        compress(model, Recipe.parse('version = 1\n[[pass]]\nname = "elsewhere:broken"\n'), measure_latency=False)
