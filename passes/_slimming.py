@@ -350,7 +350,8 @@ class Slimming:
         """The candidate that loses least on the probes once it is mended, and what to say of it."""
         options = self._options
         near *= min(loss_of(options.units, choice) for choice in candidates)
-        built = [mended(options, choice) for choice in candidates if loss_of(options.units, choice) <= near]
+        # no limit times no loss is no number, and then nobody is over the limit
+        built = [mended(options, choice) for choice in candidates if not loss_of(options.units, choice) > near]
         best = min(built, key=lambda each: each.lost + int8_loss(options, each.choice))
         if self._demand.repair != "none":
             plain = mended(options, best.choice, "none")

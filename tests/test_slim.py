@@ -188,6 +188,18 @@ def test_the_repair_answers_nearer_than_none() -> None:
     assert lost(mended, original) < 0.8 * lost(plain, original)
 
 
+@pytest.mark.parametrize("repair", ["none", "least_squares"])
+def test_a_branch_that_adds_nothing_may_go(repair: str) -> None:
+    """As of networks that are trained from a last scale of zero."""
+    model = network()
+    for name in ("b1.w", "b1.b"):
+        value = model.graph.initializers[name]
+        value.const_value = ir.tensor(np.zeros_like(value.const_value.numpy()), name=name)  # type: ignore[union-attr]
+    original = model.clone()
+    changes = run("drop_blocks", model, context(), count=1, repair=repair)
+    assert any(change.applied for change in changes) and lost(model, original) < 0.05
+
+
 def test_a_net_without_branches_is_refused() -> None:
     model = network(blocks=0)
     (change,) = run("drop_blocks", model, context())
