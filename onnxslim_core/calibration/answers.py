@@ -27,6 +27,9 @@ _UNLIKE = 30.0
 """What every column of one part is larger than all of the other. Boxes beside scores: 16,000; rows of a saliency map,
 pitches, classes, offsets, over thirty outputs of other kinds: at most 7."""
 _MOST_COLUMNS = 512
+_STILL = 1e-10, 1e-14
+"""Answers that move less, in squares, than these shares of their own size and of the whole output's are taken to move
+so much: else the rounding of what is always the same would be all that counts."""
 
 
 def answers_of(model: ir.Model, batches: Sequence[Sample], threads: int = 1) -> list[dict[str, object]]:
@@ -77,10 +80,12 @@ def _weight(answers: Sequence[NDArray[np.floating]], declared: Parts | None) -> 
     if len({answer.shape[1:] for answer in answers}) > 1 or answers[0].ndim == 0:
         return np.asarray(1.0 / max(sum(float(np.square(a, dtype=np.float64).sum()) for a in answers), 1e-12))
     together = np.concatenate(answers).astype(np.float64)
-    squares = np.square(together - together.mean(axis=0) if len(together) > 1 else together)
+    power = np.square(together)
+    squares = np.square(together - together.mean(axis=0)) if len(together) > 1 else power
+    least = max(_STILL[1] * float(power.sum()), 1e-12)
     parts = told_apart(answers) if declared is None else declared
     if parts is None:
-        return np.asarray(1.0 / max(float(squares.sum()), 1e-12))
+        return np.asarray(1.0 / max(float(squares.sum()), _STILL[0] * float(power.sum()), least))
     columns_of(answers[0], parts)  # which says what is wrong with them
     axis = parts[0] % squares.ndim
     runs = [np.arange(*bounds) for bounds in parts[1].values()]
@@ -88,7 +93,8 @@ def _weight(answers: Sequence[NDArray[np.floating]], declared: Parts | None) -> 
     runs += [left] if left.size else []
     each = np.zeros(squares.shape[axis])
     for run_ in runs:
-        each[run_] += 1.0 / max(float(np.take(squares, run_, axis).sum()) * len(runs), 1e-12)
+        moved, size = (float(np.take(of, run_, axis).sum()) for of in (squares, power))
+        each[run_] += 1.0 / (max(moved, _STILL[0] * size, least) * len(runs))
     return each.reshape([-1 if number == axis else 1 for number in range(squares.ndim)])
 
 

@@ -89,3 +89,14 @@ def test_columns_that_nobody_declared_are_one_part_more() -> None:
 def test_columns_that_are_not_there_are_an_error() -> None:
     with pytest.raises(MeasureError, match="columns 0 to 9 of 4"):
         Answers([{"y": two_things()[0]}], {"y": (1, {"first": (0, 9)})})
+
+
+@pytest.mark.parametrize("still", [500.0, 0.0])
+@pytest.mark.parametrize("alone", [False, True])
+def test_rounding_of_what_never_moves_does_not_count(still: float, alone: bool) -> None:
+    """Anchors that are the same for every image, or a class that nobody saw, beside scores."""
+    answer = np.concatenate([np.full((8, 10, 4), still), RNG.uniform(0.1, 0.5, (8, 10, 3))], axis=2)
+    answer = answer[..., : 4 if alone and still else None].astype(np.float32)
+    after = np.where(answer == still, np.float32(still) * np.float32(1 + 3e-7) + np.float32(1e-9), answer)
+    parts = None if alone else {"y": (2, {"anchors": (0, 4)})}
+    assert 0 < Answers([{"y": answer}], parts).lost([{"y": after}]) < 0.01
