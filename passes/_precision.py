@@ -172,10 +172,16 @@ def stays(node: ir.Node, floats: Collection[str]) -> bool:
 
 
 def _is_factor(first: ir.Node, second: ir.Node) -> bool:
-    """Whether two nodes are one layer that was split: their weights are called after the same one."""
+    """Whether two nodes are one layer that was split: their weights are called after the same one, a, b (and c).
+
+    Numbers at the end tell nothing: an exporter counts all weights, `onnx::Conv_491` and `onnx::Conv_494`.
+    """
     held = [v for node in (first, second) for v in node.inputs[:2] if v is not None and verbs.array_of(v) is not None]
     names = [str(value.name) for value in held]
-    return len(names) == 2 and all("_" in name for name in names) and names[0][:-1] == names[1][:-1]
+    if len(names) != 2:
+        return False
+    ends = [name[-2:] for name in names]
+    return names[0][:-2] == names[1][:-2] and ends in (["_a", "_b"], ["_b", "_c"])
 
 
 def narrow_part(segment: Segment, variants: Sequence[onnx.ModelProto], context: Context) -> Narrow | None:

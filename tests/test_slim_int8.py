@@ -18,7 +18,7 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 from onnxslim_core.passes import pass_class
-from onnxslim_core.passes._precision import Narrow, narrow_part
+from onnxslim_core.passes._precision import Narrow, narrow_part, stays
 from onnxslim_core.passes._precision_clock import edges_of, seconds_of
 from onnxslim_core.passes._quantize_static import Search
 
@@ -200,6 +200,20 @@ def test_a_layer_that_the_check_puts_back_into_float_is_made_up_for(
     model, changes = planned(Clock(), monkeypatch, tmp_path, network(blocks=2), target=0.45)
     assert int8_layers(model) and "b0" not in int8_layers(model), changes
     assert Clock().latency(original, model).ratio <= 0.45 * 1.02
+
+
+@pytest.mark.parametrize(
+    ("names", "together"),
+    [(("w_a", "w_b"), True), (("onnx::Conv_491", "onnx::Conv_494"), False), (("w_a", "v_b"), False)],
+)
+def test_the_first_half_of_a_layer_goes_with_it_and_no_other_does(names: tuple[str, str], together: bool) -> None:
+    """As where a block of a MobileNet ends without an activation, and the next begins."""
+    nodes = [helper.make_node("Conv", [x, w], [y]) for x, w, y in zip("xh", names, "hy", strict=True)]
+    nodes[1].name = "second"
+    weights = [numpy_helper.from_array(np.ones((4, 4, 1, 1), np.float32), name) for name in names]
+    ends = [[helper.make_tensor_value_info(name, 1, [1, 4, 2, 2])] for name in "xy"]
+    model = ir.from_proto(helper.make_model(helper.make_graph(nodes, "g", *ends, weights)))
+    assert stays(next(iter(model.graph)), {"second"}) == together
 
 
 def quantized(clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> tuple[ir.Model, Change]:
