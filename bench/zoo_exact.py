@@ -1,11 +1,11 @@
 """The exact recipe on real models: do the answers stay, does the file shrink, is it not slower?
 
     python bench/zoo/fetch.py
-    python bench/zoo_exact.py [NAME...] [--seconds 20] [--no-latency]
+    python bench/zoo_exact.py [NAME...] [--large] [--keep] [--seconds 20] [--no-latency]
 
-Every model of the zoo that is not marked large goes through the recipe that runs by default. Answers are compared here
-and not by the program under test: original and result in onnxruntime with its optimizer off, three seeded inputs, the
-largest difference over the output's largest value. It must be at most 1e-5 or four times the model's own noise (what
+Every model of the zoo (with --large those marked so, too) goes through the recipe that runs by default. Answers are
+compared here and not by the program under test: original and result in onnxruntime with its optimizer off, three seeded
+inputs, the largest difference over the output's largest value. It must be at most 1e-5 or four times the model's own noise (what
 one unit in the last place of the input does to the output), whichever is larger. The file may be at most 1 % bigger.
 "Not slower": the 95 % interval of the ratio begins at or below 1.02 and is at most 0.10 wide.
 Exits with 1 where one of these fails. Writes zoo_exact.json and zoo_exact.md.
@@ -14,6 +14,7 @@ Exits with 1 where one of these fails. Writes zoo_exact.json and zoo_exact.md.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -98,8 +99,11 @@ def main() -> int:
     parser.add_argument("--large", action="store_true", help="those that are marked large, too")
     parser.add_argument("--seconds", type=float, default=20.0, help="spent on timing each model")
     parser.add_argument("--no-latency", action="store_true")
+    parser.add_argument("--keep", action="store_true", help="keep the rows of other models that are there already")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    kept = args.out / "zoo_exact.json"
+    old = json.loads(kept.read_text(encoding="utf-8"))["rows"] if args.keep and kept.exists() else []
     rows = []
     for name, path, entry in models(args.names, large=args.large):
         try:
@@ -108,6 +112,8 @@ def main() -> int:
             row = {"model": name, "error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
         rows.append(row)
         print(" | ".join(cells(row)), flush=True)
+    fresh = {row["model"]: row for row in rows}
+    rows = [fresh.pop(row["model"], row) for row in old] + list(fresh.values())
     columns = ["model", ">nodes", ">file", ">time, result over original", ">largest difference", ">noise"]
     good = [r for r in rows if "error" not in r and r["equal"] and r["smaller"] and r.get("not_slower", True)]
     finite = [{k: (None if v == float("inf") else v) for k, v in row.items()} for row in rows]
