@@ -5,8 +5,9 @@
 
 Every model of the zoo (with --large those marked so, too) goes through the recipe that runs by default. Answers are
 compared here and not by the program under test: original and result in onnxruntime with its optimizer off, three seeded
-inputs, the largest difference over the output's largest value. It must be at most 1e-5 or four times the model's own noise (what
-one unit in the last place of the input does to the output), whichever is larger. The file may be at most 1 % bigger.
+inputs, the largest difference over the output's largest value. It must be at most 1e-5 or four times the model's own
+noise (what one unit in the last place of the input does to the output), whichever is larger. The file may be at most
+1 % bigger.
 "Not slower": the 95 % interval of the ratio begins at or below 1.02 and is at most 0.10 wide.
 Exits with 1 where one of these fails. Writes zoo_exact.json and zoo_exact.md.
 """
