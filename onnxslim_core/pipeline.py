@@ -75,6 +75,8 @@ class Result:
     @property
     def model(self) -> Model:
         """The result, also where it does not meet the budget. It may be changed, `save` then writes what it is now."""
+        if self.given is self.made:  # nothing was done, and a lock still wants to know what was given
+            object.__setattr__(self, "given", self.made.copy())
         self.made.seal(False)
         return self.made
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -510,3 +511,21 @@ def test_wrong_calls(folder: Path, capsys: pytest.CaptureFixture[str], code: int
     assert lines[0].startswith("onnxslim-core: ") and all(line.startswith("  hint: ") for line in lines[1:])
     assert not (folder / "o.onnx").exists()
     assert (folder / "net.onnx").read_bytes() == before
+
+
+def test_who_changes_a_result_of_which_nothing_was_done_has_a_lock_for_what_was_given(tmp_path: Path) -> None:
+    source, out = tmp_path / "net.onnx", tmp_path / "out.onnx"
+    given, made = ([helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3])] for name in "xy")
+    weight = numpy_helper.from_array(np.eye(3, k=1, dtype=np.float32) + 0.5, "w")
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="only")
+    graph = helper.make_graph([node], "g", given, made, [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), source)
+    result = osc.compress(source, measure_latency=False)
+    assert result.report.outcome == "unchanged"
+    value = result.model.ir.graph.initializers["w"]
+    assert value.const_value is not None
+    value.const_value = ir.tensor(2 * value.const_value.numpy(), name="w")
+    result.save(out)
+    result.lock().save(tmp_path / "out.lock")
+    apply(tmp_path / "out.lock", source).save(tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == out.read_bytes() != source.read_bytes()
