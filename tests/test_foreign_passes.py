@@ -147,7 +147,7 @@ def test_a_pass_that_fails_is_told_of_where_not_all_of_the_model_was_seen_to_run
     """It is the mistake of the pass, not of the model."""
     model = dense()
     branch = [
-        helper.make_graph([helper.make_node("Neg", ["x"], ["t"])], name, [], [helper.ValueInfoProto(name="t")])
+        helper.make_graph([helper.make_node("Neg", ["x"], ["t"])], name, [], [onnx.ValueInfoProto(name="t")])
         for name in ("then", "else")
     ]
     model.graph.node.append(helper.make_node("If", ["c"], ["z"], then_branch=branch[0], else_branch=branch[1]))

@@ -211,8 +211,8 @@ def test_the_first_half_of_a_layer_goes_with_it_and_no_other_does(names: tuple[s
     nodes = [helper.make_node("Conv", [x, w], [y]) for x, w, y in zip("xh", names, "hy", strict=True)]
     nodes[1].name = "second"
     weights = [numpy_helper.from_array(np.ones((4, 4, 1, 1), np.float32), name) for name in names]
-    ends = [[helper.make_tensor_value_info(name, 1, [1, 4, 2, 2])] for name in "xy"]
-    model = ir.from_proto(helper.make_model(helper.make_graph(nodes, "g", *ends, weights)))
+    given, made = ([helper.make_tensor_value_info(name, 1, [1, 4, 2, 2])] for name in "xy")
+    model = ir.from_proto(helper.make_model(helper.make_graph(nodes, "g", given, made, weights)))
     assert stays(next(iter(model.graph)), {"second"}) == together
 
 
