@@ -125,6 +125,18 @@ class _State:
         return self.record is not None and self.record.outcome == "done"
 
 
+class _Contradiction(Exception):
+    """A pass broke off on what a model that nobody saw run says of itself.
+
+    Attributes:
+        record: Of the step.
+    """
+
+    def __init__(self, record: StepRecord) -> None:
+        super().__init__(record.reason)
+        self.record = record
+
+
 @dataclass(slots=True, kw_only=True)
 class Job:
     """One run.
@@ -247,10 +259,15 @@ class Job:
                 found.append(dataclasses.replace(last, record=record))
             else:
                 foreign = ":" in planned.name  # it may do more than it tells of
-                if shared is None or self.apart or foreign or not planned.exact or not self.feeds.proven:
+                if shared is None or self.apart or foreign or not planned.exact:
                     with self.clock("passes"):
                         shared = last.model.copy(sealed=True)
-                found.append(self._step(planned, last, shared, self._before_lossy(found)))
+                try:
+                    found.append(self._step(planned, last, shared, self._before_lossy(found)))
+                except _Contradiction as met:
+                    if not self.apart:
+                        return self._one_by_one(found)  # the copy that it broke off on is that of other steps, too
+                    found.append(dataclasses.replace(last, record=met.record))
                 if foreign or not planned.exact:
                     shared = None  # what was judged must not change any more, what nobody told of is not handed on
         return found
@@ -277,7 +294,9 @@ class Job:
                 if planned.tidy:
                     changes, resting = [*changes, *self._tidy(work.ir, context, resting)], frozenset(CLEANUP)
             except Exception as err:
-                return self._contradicted(planned, last, err)
+                if (met := self._contradiction(planned, err)) is None:
+                    raise
+                raise met from err
             done = any(change.applied for change in changes)
             if self.lean or self._unnamed:
                 drop_given_names(work.ir.graph)
@@ -312,23 +331,19 @@ class Job:
             return _State(work, size, record, context.notes, resting)
         return dataclasses.replace(last, record=record, resting=resting if not done else last.resting)
 
-    def _contradicted(self, planned: _Planned, last: _State, error: Exception) -> _State:
-        """The state before a pass that failed on a model of which nobody knows whether all of it runs.
+    def _contradiction(self, planned: _Planned, error: Exception) -> _Contradiction | None:
+        """What a failure of a pass means on a model of which nobody knows whether all of it runs.
 
-        What that says of its shapes may be contradictory, and it is not for every pass to find that out.
-
-        Raises:
-            Exception: the very one where the model runs, where it says what is wrong, where memory ran out, and of a
-                pass of somebody else's, who is to see it.
+        What that says of its shapes may be contradictory, and it is not for every pass to find that out. None, and so
+        the very error, where the model runs, where it says what is wrong, where memory ran out, and of a pass of
+        somebody else's, who is to see it.
         """
         told = isinstance(error, SlimError) and not isinstance(error, InternalError)
         if self.feeds.proven or told or isinstance(error, MemoryError) or ":" in planned.name:
-            raise error
+            return None
         reason = "not all of the model was seen to run, and what it says of its shapes seems to be contradictory"
         reason += f" ({type(error).__name__})"
-        return dataclasses.replace(
-            last, record=StepRecord(planned.name, planned.exact, "refused", reason, planned.options)
-        )
+        return _Contradiction(StepRecord(planned.name, planned.exact, "refused", reason, planned.options))
 
     def _resting(self, step: Pass | None, changes: Sequence[Change], before: frozenset[str]) -> frozenset[str]:
         """The cleanup passes that find nothing after a step: each runs until it finds nothing itself."""
