@@ -120,6 +120,7 @@ def forked(work: Callable[[], int], folder: Path) -> End:
 def _open(path: Path) -> Any:
     import onnxruntime as ort
 
+    ort.set_default_logger_severity(4)  # the console is for outcomes
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
