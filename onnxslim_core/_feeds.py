@@ -16,7 +16,7 @@ from onnxslim_core.calibration.source import Data, Source, open_source
 from onnxslim_core.errors import DataError, MeasureError
 from onnxslim_core.graph import all_nodes, attribute, bodies, is_op
 from onnxslim_core.measure.cost import Cost, cost
-from onnxslim_core.measure.inputs import likely_samples, random_samples
+from onnxslim_core.measure.inputs import likely_sample, random_samples
 from onnxslim_core.measure.session import run
 from onnxslim_core.measure.shapes import concrete_shapes
 from onnxslim_core.measure.truth import Plain
@@ -180,7 +180,7 @@ def _inferred(
 ) -> Feeds | None:
     """One random sample that nobody ran, at likely sizes; None where a shape cannot be inferred at them."""
     try:
-        sample = likely_samples(model, seed=seed, shapes=shapes, values=values)[0]
+        sample = likely_sample(model, seed=seed, shapes=shapes, values=values)
     except MeasureError:
         return None
     known = concrete_shapes(model.ir, sample, may_run=False)

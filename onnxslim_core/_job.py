@@ -99,6 +99,11 @@ class _Planned:
     options: Mapping[str, Any]
     tidy: bool
 
+    @property
+    def foreign(self) -> bool:
+        """True for a pass of somebody else, which may do more than it tells of."""
+        return ":" in self.name
+
 
 @dataclass(frozen=True, slots=True)
 class _State:
@@ -258,8 +263,7 @@ class Job:
                 record = StepRecord(planned.name, planned.exact, "refused", reason, planned.options)
                 found.append(dataclasses.replace(last, record=record))
             else:
-                foreign = ":" in planned.name  # it may do more than it tells of
-                if shared is None or self.apart or foreign or not planned.exact:
+                if shared is None or self.apart or planned.foreign or not planned.exact:
                     with self.clock("passes"):
                         shared = last.model.copy(sealed=True)
                 try:
@@ -268,7 +272,7 @@ class Job:
                     if not self.apart:
                         return self._one_by_one(found)  # the copy that it broke off on is that of other steps, too
                     found.append(dataclasses.replace(last, record=met.record))
-                if foreign or not planned.exact:
+                if planned.foreign or not planned.exact:
                     shared = None  # what was judged must not change any more, what nobody told of is not handed on
         return found
 
@@ -297,12 +301,11 @@ class Job:
                 if (met := self._contradiction(planned, err)) is None:
                     raise
                 raise met from err
-            done = any(change.applied for change in changes)
+            if any(change.applied for change in changes):
+                work.forget()
             if self.lean or self._unnamed:
                 drop_given_names(work.ir.graph)
                 changes = [change for change in changes if not change.action.startswith("named ")]
-        if done:
-            work.forget()
         seconds = time.perf_counter() - began
         done = any(change.applied for change in changes)
         began = time.perf_counter()
@@ -339,7 +342,7 @@ class Job:
         somebody else's, who is to see it.
         """
         told = isinstance(error, SlimError) and not isinstance(error, InternalError)
-        if self.feeds.proven or told or isinstance(error, MemoryError) or ":" in planned.name:
+        if self.feeds.proven or told or isinstance(error, MemoryError) or planned.foreign:
             return None
         reason = "not all of the model was seen to run, and what it says of its shapes seems to be contradictory"
         reason += f" ({type(error).__name__})"

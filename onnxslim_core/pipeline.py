@@ -7,14 +7,13 @@ This is the way in and out; `_job.py` keeps the promises on the way, `_feeds.py`
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxslim_core._collect import few_collections
 from onnxslim_core._feeds import open_feeds
 from onnxslim_core._files import digest_of_file
 from onnxslim_core._job import Clock, Job, said
@@ -31,23 +30,6 @@ from onnxslim_core.report import Asked, Report, plain
 from onnxslim_core.rewrite import Progress, Sample
 
 __all__ = ["Result", "compress", "compress_file"]
-
-
-_COLLECT_EVERY = (500_000, 20, 1_000)
-"""Thresholds of the garbage collector: a graph is millions of objects that live long, and looking through them again
-and again takes half of the time at 16,000 nodes."""
-
-
-@contextlib.contextmanager
-def _few_collections() -> Iterator[None]:
-    """Let the garbage collector run seldom, and as before afterwards; also usable as a decorator."""
-    before = gc.get_threshold()
-    if before[0]:  # where it is switched off, it stays off
-        gc.set_threshold(*_COLLECT_EVERY)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +125,7 @@ class Result:
         return said(beside(dict(expected), found, self.sample or {}, self.report.fidelity))
 
 
-@_few_collections()
+@few_collections()
 def compress(
     model: object,
     recipe: Recipe | None = None,
@@ -248,7 +230,7 @@ def compress(
     return Result(final, report, feeds.judging[0] if job.compares else None, answers, digest, reference, given_sha256)
 
 
-@_few_collections()
+@few_collections()
 def compress_file(
     source: str | Path, target: str | Path, recipe: Recipe | None = None, lock: str | Path | None = None, **options: Any
 ) -> Result:

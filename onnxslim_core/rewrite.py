@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -36,6 +36,7 @@ __all__ = [
     "Sample",
     "Timing",
     "apply",
+    "glob_for",
     "weight_bytes",
 ]
 
@@ -87,6 +88,12 @@ class Change:
         return not self.reason
 
 
+def glob_for(names: Iterable[str], globs: Iterable[str]) -> str | None:
+    """The first of the globs that one of the names fits; None where none does."""
+    known = list(names)
+    return next((glob for glob in globs for name in known if fnmatchcase(name, glob)), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Override:
     """`[[pass.override]]` of a recipe: other options of a pass for some of its groups.
@@ -106,7 +113,7 @@ class Override:
 
     def glob_for(self, names: Sequence[str]) -> str | None:
         """The first of the globs that one of the names fits."""
-        return next((glob for glob in self.match for name in names if fnmatchcase(name, glob)), None)
+        return glob_for(names, self.match)
 
 
 class Timing(Protocol):

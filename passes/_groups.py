@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import Protocol
 
 import onnx_ir as ir
@@ -10,7 +9,7 @@ import onnx_ir as ir
 from onnxslim_core.channels.boxes import settle
 from onnxslim_core.channels.groups import ChannelGraph, Group, atom_mass
 from onnxslim_core.channels.trace import trace
-from onnxslim_core.rewrite import Change, Context, Override
+from onnxslim_core.rewrite import Change, Context, Override, glob_for
 from onnxslim_core.search.views import least_loss, maker_energy
 
 from ._overrides import kept_by, unmatched
@@ -76,4 +75,4 @@ def _ignored(globs: tuple[str, ...], group: Group) -> str | None:
     names = {group.name, *(str(node.name) for node in (*group.producers, *group.consumers))}
     for use in group.uses:
         names |= {str(use.constant.name), str(use.node.name)}
-    return next((glob for glob in globs for name in sorted(names) if fnmatchcase(name, glob)), None)
+    return glob_for(names, globs)

@@ -38,13 +38,11 @@ class Narrowed:
         model: The copy.
         changes: What was done to it.
         floats: Layers that were to be int8 and had to stay in float.
-        lost: Measured on the probes.
     """
 
     model: ir.Model
     changes: list[Change]
     floats: set[str]
-    lost: float
 
 
 def chosen_of(options: Options, choice: Choice) -> list[Precision]:
@@ -102,10 +100,9 @@ def narrowed(options: Options, best: Mended, shown: dict[str, Any], min_cosine: 
     if found is None:
         return f"no layer can be int8 with a cosine of {min_cosine:g} in every part"
     back = {str(node.name) for node in nodes} - {str(node.name) for node in kept}
-    lost = options.lost(found)
     saved = weight_bytes(float_model) - weight_bytes(found)
     action = f"{len(kept)} of {len(linear_nodes(prepared))} layers in int8"
-    details = {**search.details, "measured_loss": lost}
+    details = {**search.details, "measured_loss": options.lost(found)}
     where = tuple(label_of(node) for node in kept)
     changes = [done, Change(options.demand.name, where, action, bytes_saved=saved, details=details)]
-    return Narrowed(found, changes, back & {each.name for each in chosen_of(options, best.choice)}, lost)
+    return Narrowed(found, changes, back & {each.name for each in chosen_of(options, best.choice)})

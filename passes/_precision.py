@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx
@@ -22,7 +21,7 @@ from onnxslim_core.model import load
 from onnxslim_core.quant.draft import Draft
 from onnxslim_core.quant.layout import is_quantized, linear_nodes
 from onnxslim_core.quant.mixed import alone
-from onnxslim_core.rewrite import Context, Sample
+from onnxslim_core.rewrite import Context, Sample, glob_for
 from onnxslim_core.search.plan import Row, Unit
 from onnxslim_core.search.segments import Segment
 
@@ -134,7 +133,7 @@ def first_of(batches: Sequence[Sample], count: int) -> list[Sample]:
 def is_named(node: ir.Node, globs: Sequence[str]) -> bool:
     """Whether a glob fits a layer or its weights."""
     names = [str(node.name or ""), *(str(value.name) for value in node.inputs[1:2] if value is not None)]
-    return any(fnmatchcase(name, glob) for name in names for glob in globs)
+    return glob_for(names, globs) is not None
 
 
 def in_int8(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from onnxslim_core.criteria.table import MEASURED, curve_of
 from onnxslim_core.graph import label_of
 from onnxslim_core.repair.least_squares import solve
 from onnxslim_core.repair.without import without
-from onnxslim_core.rewrite import Change, Context, Sample
+from onnxslim_core.rewrite import Change, Context, Sample, glob_for
 from onnxslim_core.search.bypass import Bypass, bypass_of, rows_of
 from onnxslim_core.search.plan import Row, Unit
 from onnxslim_core.search.widths import Limits
@@ -260,7 +259,7 @@ class Options:
 
 
 def _named(nodes: Sequence[ir.Node], globs: Sequence[str]) -> bool:
-    return any(fnmatchcase(str(node.name), glob) for node in nodes for glob in globs)
+    return glob_for([str(node.name) for node in nodes], globs) is not None
 
 
 def probed(context: Context) -> tuple[list[Sample], list[Sample]]:

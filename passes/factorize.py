@@ -24,7 +24,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar, Literal, final
 
 import numpy as np
@@ -43,7 +42,7 @@ from onnxslim_core.lowrank.weights import shifted
 from onnxslim_core.measure.pieces import Table
 from onnxslim_core.measure.shapes import concrete_shapes
 from onnxslim_core.repair.sequential import Refit
-from onnxslim_core.rewrite import Change, Context, Kind
+from onnxslim_core.rewrite import Change, Context, Kind, glob_for
 
 from ._factor import Layer, layers_of, timed
 from ._factor_record import details_of, how, refusal, what
@@ -360,4 +359,4 @@ def _best(offers: Sequence[Offer], key: Callable[[Offer], float]) -> list[Offer]
 def _is_named(layer: Layer, globs: Sequence[str]) -> bool:
     weight = layer.node.inputs[layer.place]
     names = [layer.node.name or "", *(str(v.name) for v in (weight, *layer.node.outputs) if v is not None)]
-    return any(fnmatchcase(name, glob) for name in names for glob in globs)
+    return glob_for(names, globs) is not None

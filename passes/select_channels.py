@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar, Literal, final
 
 import numpy as np
@@ -37,7 +36,7 @@ from onnxslim_core.errors import RecipeError
 from onnxslim_core.graph import label_of
 from onnxslim_core.repair.sequential import Refit
 from onnxslim_core.repair.table import REPAIRS
-from onnxslim_core.rewrite import Change, Context, Edit, Kind
+from onnxslim_core.rewrite import Change, Context, Edit, Kind, glob_for
 from onnxslim_core.search.grid import kept_classes
 
 from ._select import GUARDS, Place, Selection, places_of, refusal_of
@@ -118,7 +117,7 @@ class SelectChannels:
         if (verdict := refusal_of(place, GUARDS, self)) is not None:
             refused.append(self._refusal(where, *verdict))
             return None
-        glob = next((g for g in self.ignored for node in place.nodes if fnmatchcase(str(node.name), g)), None)
+        glob = glob_for((str(node.name) for node in place.nodes), self.ignored)
         if glob is not None:
             refused.append(self._refusal(where, "not_ignored", f"'{glob}' is ignored"))
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnxslim_core.errors import RecipeError
 from onnxslim_core.measure.cost import cost
 from onnxslim_core.model import wrap
 from onnxslim_core.rewrite import Change, Context, Sample
+from tests import smooth
 
 
 def network(seed: int = 0) -> ir.Model:
@@ -65,10 +67,7 @@ def network(seed: int = 0) -> ir.Model:
     return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 
 
-def samples(count: int, seed: int) -> list[dict[str, np.ndarray]]:
-    rng = np.random.default_rng(seed)
-    smooth = rng.normal(size=(count, 3, 6, 5)).repeat(2, axis=2).repeat(2, axis=3)
-    return [{"x": (image + 0.3 * rng.normal(size=image.shape))[None].astype(np.float32)} for image in smooth]
+samples = partial(smooth.samples, sizes=(6, 5))
 
 
 def answers(model: ir.Model, feeds: Sequence[Sample]) -> np.ndarray:

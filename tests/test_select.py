@@ -15,10 +15,12 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxslim_core.passes import pass_class
 
 from onnxslim_core.errors import MeasureError, RecipeError
+from onnxslim_core.measure.latency import Interval
 from onnxslim_core.model import load
 from onnxslim_core.rewrite import Change, Context, Kind
 from onnxslim_core.verify import Interface, verify
 from tests import oracles
+from tests.smooth import samples
 
 
 @dataclass
@@ -82,33 +84,16 @@ def densenet(layers: int = 4, grow: int = 16) -> ir.Model:
     return b.model(b.norm_relu(b.add("Concat", parts, "all", axis=1), "last", width), width)
 
 
-def samples(count: int, seed: int, rank: int = 2) -> list[dict[str, np.ndarray]]:
-    rng = np.random.default_rng(seed)
-    smooth = rng.normal(size=(count, 3, *[5, 4, 3][:rank]))
-    for axis in range(rank):
-        smooth = smooth.repeat(2, axis=axis + 2)
-    return [{"x": (image + 0.3 * rng.normal(size=image.shape))[None].astype(np.float32)} for image in smooth]
-
-
-@dataclass(frozen=True)
-class Counted:
-    """A timing that is decided by the test."""
-
-    ratio: float
-    low: float
-    high: float
-
-
-def clock(ratio: float | Callable[[ir.Model, ir.Model], float]) -> Callable[[ir.Model, ir.Model], Counted]:
-    def measure(reference: ir.Model, candidate: ir.Model) -> Counted:
+def clock(ratio: float | Callable[[ir.Model, ir.Model], float]) -> Callable[[ir.Model, ir.Model], Interval]:
+    def measure(reference: ir.Model, candidate: ir.Model) -> Interval:
         found = ratio(reference, candidate) if callable(ratio) else ratio
-        return Counted(found, found - 0.01, found + 0.01)
+        return Interval(found, found - 0.01, found + 0.01)
 
     return measure
 
 
 def context(latency: Any = None, rank: int = 2) -> Context:
-    return Context(samples=samples(96, 1, rank), samples_are_real=True, latency=latency)
+    return Context(samples=samples(96, 1, (5, 4, 3)[:rank]), samples_are_real=True, latency=latency)
 
 
 def run(name: str, model: ir.Model, given: Context, **options: Any) -> list[Change]:
@@ -181,8 +166,8 @@ def test_selecting_equals_masking(net: str, criterion: str) -> None:
         assert 0 < len(kept) < array.shape[1] and len(kept) % 4 == 0
         array[:, np.setdiff1d(np.arange(array.shape[1]), kept)] = 0
         weight.const_value = ir.tensor(array, name=weight.name)
-    oracles.assert_equal(proto(masked), proto(model), Kind.ALGEBRAIC, samples(2, 3, rank))
-    optimized, expected = (answers(proto(each), samples(2, 3, rank)) for each in (model, masked))
+    oracles.assert_equal(proto(masked), proto(model), Kind.ALGEBRAIC, samples(2, 3, (5, 4, 3)[:rank]))
+    optimized, expected = (answers(proto(each), samples(2, 3, (5, 4, 3)[:rank])) for each in (model, masked))
     np.testing.assert_allclose(optimized, expected, atol=1e-4)
 
 
@@ -279,7 +264,7 @@ def test_places_alike_but_for_their_width_are_bisected() -> None:
 
 
 def test_what_cannot_be_timed_is_not_done() -> None:
-    def broken(reference: ir.Model, candidate: ir.Model) -> Counted:
+    def broken(reference: ir.Model, candidate: ir.Model) -> Interval:
         raise MeasureError("no")
 
     for name in ("select_channels", "select_idle"):
@@ -357,6 +342,6 @@ def test_all_that_is_planted_is_left_out(seed: int) -> None:
         name: kept for name, kept in heard.items() if name in selections(model)
     }
     assert len(selections(model)) >= len(heard) - 1  # of the stem's 16 channels too few may be silent to save a byte
-    oracles.assert_equal(before, proto(model), Kind.ALGEBRAIC, samples(2, 3, rank))
+    oracles.assert_equal(before, proto(model), Kind.ALGEBRAIC, samples(2, 3, (5, 4, 3)[:rank]))
     changes = run("select_idle", model, context(rank=rank), measure="never", round_to=1)
     assert not any(change.applied for change in changes)

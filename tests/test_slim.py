@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ from onnxslim_core.passes import pass_class
 from onnxslim_core.channels.branches import branches_of, drop
 from onnxslim_core.errors import RecipeError
 from onnxslim_core.measure.cost import cost
+from onnxslim_core.measure.latency import Interval
 from onnxslim_core.model import wrap
 from onnxslim_core.rewrite import Change, Context
 from onnxslim_core.search.bypass import bypass_of
+from tests.smooth import samples
 
 
 def network(blocks: int = 4, width: int = 12, seed: int = 0) -> ir.Model:
@@ -58,27 +59,12 @@ def network(blocks: int = 4, width: int = 12, seed: int = 0) -> ir.Model:
     return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 
 
-def samples(count: int, seed: int) -> list[dict[str, np.ndarray]]:
-    rng = np.random.default_rng(seed)
-    smooth = rng.normal(size=(count, 3, 5, 4)).repeat(2, axis=2).repeat(2, axis=3)
-    return [{"x": (image + 0.3 * rng.normal(size=image.shape))[None].astype(np.float32)} for image in smooth]
-
-
-@dataclass(frozen=True)
-class Counted:
-    """A timing that is counted: a stand-in that a test can reckon with."""
-
-    ratio: float
-    low: float
-    high: float
-
-
-def by_macs(reference: ir.Model, candidate: ir.Model) -> Counted:
+def by_macs(reference: ir.Model, candidate: ir.Model) -> Interval:
     before, after = (cost(wrap(each), samples(1, 0)[0]).macs for each in (reference, candidate))
-    return Counted(after / before, after / before, after / before)
+    return Interval(after / before, after / before, after / before)
 
 
-def context(real: bool = True, latency: Callable[..., Counted] | None = by_macs, cache: Path | None = None) -> Context:
+def context(real: bool = True, latency: Callable[..., Interval] | None = by_macs, cache: Path | None = None) -> Context:
     return Context(samples=samples(80, 1), samples_are_real=real, latency=latency, cache=cache)
 
 

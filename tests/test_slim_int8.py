@@ -27,7 +27,7 @@ from onnxslim_core import graph as verbs
 from onnxslim_core.errors import RecipeError
 from onnxslim_core.lock import apply
 from onnxslim_core.measure.cost import cost
-from onnxslim_core.measure.latency import Latency
+from onnxslim_core.measure.latency import Interval, Latency
 from onnxslim_core.measure.pieces import Table
 from onnxslim_core.measure.session import open_piece, run
 from onnxslim_core.measure.shapes import concrete_shapes
@@ -37,7 +37,8 @@ from onnxslim_core.quant.layout import linear_nodes
 from onnxslim_core.recipe import Recipe
 from onnxslim_core.rewrite import Change, Context, Sample
 from onnxslim_core.search.segments import part_of
-from tests.test_slim import Counted, answers, lost, network, samples
+from tests.smooth import samples
+from tests.test_slim import answers, lost, network
 
 PER_VALUE = 2.0
 ONE = samples(1, 0)[0]
@@ -96,9 +97,9 @@ class Clock:
             return False
         return any(user.op_type in ("Conv", "Gemm") and not is_int8(user) for user, _ in node.outputs[0].uses())
 
-    def latency(self, reference: ir.Model, candidate: ir.Model) -> Counted:
+    def latency(self, reference: ir.Model, candidate: ir.Model) -> Interval:
         before, after = (self.seconds(each, ONE) for each in (reference, candidate))
-        return Counted(after / before, after / before, after / before)
+        return Interval(after / before, after / before, after / before)
 
     def measure(self, protos: Sequence[onnx.ModelProto], sample: Sample) -> list[float]:
         models = [load(each.SerializeToString()).ir for each in protos]
@@ -235,7 +236,7 @@ def test_quantize_takes_all_layers_where_the_whole_is_not_faster_without_some(
 ) -> None:
     parts, whole = Clock(dear=("stem",)), Clock()
     monkeypatch.setattr(
-        Clock, "latency", lambda clock, a, b: Counted(*[whole.seconds(b, ONE) / whole.seconds(a, ONE)] * 3)
+        Clock, "latency", lambda clock, a, b: Interval(*[whole.seconds(b, ONE) / whole.seconds(a, ONE)] * 3)
     )
     model, change = quantized(parts, monkeypatch, tmp_path)
     assert "slower_in_int8" not in change.details and "stem" in int8_layers(model)

@@ -12,7 +12,8 @@ import pytest
 from onnxslim_core.lock import apply
 from onnxslim_core.pipeline import compress_file
 from onnxslim_core.recipe import Recipe
-from tests.test_slim import answers, network, samples
+from tests.smooth import samples
+from tests.test_slim import answers, network
 
 RECIPES = {
     "prune_channels": 'criterion = "obs"\nratio = 0.4\nround_to = 4',

@@ -33,7 +33,7 @@ __all__ = [
     "InputSpec",
     "indexed_tables",
     "input_specs",
-    "likely_samples",
+    "likely_sample",
     "parse_shape",
     "parse_value",
     "random_samples",
@@ -196,19 +196,17 @@ def random_samples(
     raise MeasureError(f"no random input runs, tried sizes for {blamed}: {error}", _HINT) from error
 
 
-def likely_samples(
+def likely_sample(
     model: Model,
     *,
-    count: int = 1,
     seed: int = 0,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     values: Mapping[str, object] | None = None,
-) -> list[dict[str, np.ndarray]]:
-    """What `random_samples` tries first, without a run: the same samples where the first that is tried runs.
+) -> dict[str, np.ndarray]:
+    """What `random_samples` tries first, without a run: the same sample where that runs.
 
     Args:
         model: Its inputs are asked for.
-        count: How many samples.
         seed: As in `random_samples`.
         shapes: As in `random_samples`.
         values: As in `random_samples`.
@@ -221,8 +219,7 @@ def likely_samples(
     specs = input_specs(model)
     _check(specs, shapes, values)
     sizes = next(_rungs(specs, shapes, values))
-    draw = _Draw(np.random.default_rng(seed), _rows_of_tables(model.ir), sizes, values, "random")
-    return [draw.sample(specs) for _ in range(count)]
+    return _Draw(np.random.default_rng(seed), _rows_of_tables(model.ir), sizes, values, "random").sample(specs)
 
 
 def _more(

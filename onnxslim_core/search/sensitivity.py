@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from itertools import count
 from typing import Any
 
@@ -42,7 +41,7 @@ from onnxslim_core.measure.truth import Tallies
 from onnxslim_core.model import wrap
 from onnxslim_core.repair.table import REPAIRS
 from onnxslim_core.repair.without import without
-from onnxslim_core.rewrite import Progress, Sample
+from onnxslim_core.rewrite import Progress, Sample, glob_for
 from onnxslim_core.search.bypass import Bypass, bypass_of, rows_of
 from onnxslim_core.search.widths import Candidate, Limits
 
@@ -207,7 +206,7 @@ class Examination:
 
     def _is_meant(self, name: str, nodes: Sequence[ir.Node]) -> bool:
         names = [name, *(str(node.name) for node in nodes)]
-        return not self._question.only or any(fnmatchcase(n, glob) for n in names for glob in self._question.only)
+        return not self._question.only or glob_for(names, self._question.only) is not None
 
     def _readers_of(self, group: Group) -> list[Consumer]:
         """Every sum that reads a group; none where one of them cannot be solved for."""
