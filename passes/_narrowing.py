@@ -92,7 +92,7 @@ def narrowed(options: Options, best: Mended, shown: dict[str, Any], min_cosine: 
     try:
         prepare(prepared, options.context)
         nodes = [node for node in linear_nodes(prepared) if not stays(node, floats)]
-        wanted = Wanted("static", min_cosine, None, "minmax", 99.99, "auto", nodes)
+        wanted = Wanted("static", min_cosine, None, "auto", 99.99, "auto", nodes)
         search = Search(float_model, prepared, wanted, options.context)
         found, kept = search.run()
     except (MeasureError, UnsupportedModel) as err:

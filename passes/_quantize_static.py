@@ -8,14 +8,16 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxslim_core import graph as verbs
 from onnxslim_core.calibration.batches import stacked
 from onnxslim_core.graph import label_of
 from onnxslim_core.quant.draft import Draft
 from onnxslim_core.quant.dynamic import Dynamic
 from onnxslim_core.quant.equalize import equalize
+from onnxslim_core.quant.insert import Rounded
 from onnxslim_core.quant.judge import Judge, Score
 from onnxslim_core.quant.mend import mend
-from onnxslim_core.quant.mixed import MARGIN, Choice, alone, choose, effort
+from onnxslim_core.quant.mixed import MARGIN, Choice, alone, choose, effort, leaving, mended_set
 from onnxslim_core.quant.ranges import Spread
 from onnxslim_core.rewrite import Context, Sample
 
@@ -23,13 +25,17 @@ __all__ = ["Search", "Wanted"]
 
 _WORK = 2e10
 """Multiply-adds that one look at a set of layers may take: it decides how many samples are looked at."""
-_LOOKS = (6, 48)
+_LOOKS = (16, 48)
 _FEW = 6
 """Samples that a layer alone is looked at with."""
-_LIMITS = (3.0, MARGIN)
-"""Damage before mending that sets of layers may do."""
+_REFITTED = 12
+"""Layers whose ranges are fitted, at most: those that do most damage alone."""
+_BETTER = 0.9
+"""Of a layer's damage, what another range has to leave at most."""
 _COMFORTABLE = 0.25
-"""Share of what may be lost below which nothing is mended."""
+"""Share of what may be lost below which nothing is mended, where many samples say so."""
+_MANY = 32
+"""Fewer samples may all be of the kind that nothing can go wrong with: answers of a Softmax that are 0 or 1, say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,7 @@ class Search:
         self.details |= {"layers": len(everything), "cosine_of_all": score.cosine}
         choice: Choice | None = Choice(everything, score)
         if score.damage > MARGIN:
-            choice = self._mixed(draft, judge, self._judge(aside[: min(self._count(draft), _FEW)]), batches)
+            choice = self._mixed(draft, judge, judge.fewer(_FEW), batches, score)
         if choice is None:
             return None, ()
         self._tell(choice, draft.linear)
@@ -98,13 +104,14 @@ class Search:
             threads=context.threads,
             progress=context.progress,
         )
-        found.method, found.percentile = wanted.ranges, wanted.percentile
+        found.method = "minmax" if wanted.ranges == "auto" else wanted.ranges
+        found.percentile = wanted.percentile
         return found
 
     def _equalized(self, draft: Draft, judge: Judge, batches: Sequence[Sample]) -> tuple[Draft, Score]:
         """The draft with channels brought to one size, where that answers better, and what all its layers score."""
         before = self._look(draft, judge, draft.linear)
-        if self.wanted.repair == "never" or (self.wanted.repair == "auto" and before.damage <= _COMFORTABLE):
+        if not self._wants_mending(judge, before):
             return draft, before
         model = self.work.clone()
         twins = dict(zip(self.work.graph, model.graph, strict=True))
@@ -120,39 +127,71 @@ class Search:
         self.details["equalized"] = True
         return other, after
 
-    def _mixed(self, draft: Draft, judge: Judge, few: Judge, batches: Sequence[Sample]) -> Choice | None:
-        """The largest set of layers that holds, once it has been mended as a whole.
+    def _mixed(
+        self, draft: Draft, judge: Judge, few: Judge, batches: Sequence[Sample], whole: Score
+    ) -> Choice | None:
+        """The largest set of layers that holds; once it has been mended as a whole, since that takes most away.
 
-        Mending takes most of the damage away, so sets that do too much without it are tried first.
+        Args:
+            draft: The model.
+            judge: What a set has to satisfy.
+            few: The same, on fewer samples, for layers alone.
+            batches: Samples to mend with.
+            whole: What all layers scored.
         """
         context, wanted = self.context, self.wanted
-        if wanted.repair != "never":
-            layout = draft.layout(draft.linear)
+        mends = wanted.repair != "never"
+        if mends:
+            layout, told = draft.layout(draft.linear), context.progress
             draft.weights = mend(
-                draft,
-                layout,
-                batches,
-                alone=True,
-                seed=context.seed,
-                threads=context.threads,
-                progress=context.progress,
+                draft, layout, batches, alone=True, seed=context.seed, threads=context.threads, progress=told
             )
         damages = alone(draft, lambda model: few.look(model).damage, (), context.progress)
+        share = whole.damage / max(sum(damages.values()), 1e-12)
+        refitted = wanted.ranges == "auto" and self._fit_ranges(draft, few, damages)
         worst = sorted(damages, key=damages.__getitem__, reverse=True)[:10]
         self.details["damage_alone"] = {label_of(node): damages[node] for node in worst}
         efforts, single = effort(draft), draft.weights
-        known: dict[frozenset[ir.Node], Score] = {}
-        for limit in (MARGIN,) if wanted.repair == "never" else _LIMITS:
-            draft.weights = single
-            found = choose(
-                draft, judge, damages, efforts, weights=single, limit=limit, known=known, progress=context.progress
-            )
-            if found is None:
-                continue
-            score = self._mended(draft, judge, batches, found.linear, found.score)
-            if score.damage <= MARGIN:
-                return Choice(found.linear, score)
-        return None
+        if mends:
+            solved: dict[tuple[ir.Node, ...], dict[ir.Node, Rounded]] = {}
+
+            def mended(nodes: tuple[ir.Node, ...]) -> Score:
+                draft.weights = single
+                score = self._mended(draft, judge, batches, nodes, self._look(draft, judge, nodes))
+                solved[nodes] = draft.weights
+                return score
+
+            order = leaving(draft.linear, damages, efforts)
+            found = mended_set(order, damages, share, mended, least=0 if refitted else 1)
+            draft.weights = single if found is None else solved[found.linear]
+            if found is not None:
+                return found
+        return choose(draft, judge, damages, efforts, weights=draft.weights, progress=context.progress)
+
+    def _fit_ranges(self, draft: Draft, few: Judge, damages: dict[ir.Node, float]) -> bool:
+        """Try other ranges for what the worst layers read and answer; True where some are better.
+
+        No way to take a range is best for all values: outliers that one layer can do without are what another is for.
+        """
+        tried: set[tuple[ir.Value, str]] = set()
+        for node in sorted(damages, key=damages.__getitem__, reverse=True)[:_REFITTED]:
+            layout = draft.layout([node])
+            for value in {layout.root(value): None for value in layout.rounded if verbs.array_of(value) is None}:
+                for method in ("percentile", "mse"):
+                    if (value, method) in tried:
+                        continue
+                    tried.add((value, method))
+                    before = draft.methods.get(value, draft.method)
+                    draft.methods[value] = method
+                    damage = few.look(draft.variant(draft.layout([node]))).damage
+                    if damage <= _BETTER * damages[node]:
+                        damages[node] = damage
+                    else:
+                        draft.methods[value] = before
+        kept = {value: method for value, method in draft.methods.items() if method != draft.method}
+        if kept:
+            self.details["ranges"] = {str(value.name): method for value, method in kept.items()}
+        return bool(kept)
 
     def _dynamic(self, samples: Sequence[Sample]) -> tuple[ir.Model | None, Sequence[ir.Node]]:
         """Products whose grids are made at run time: all of them, or those that can be."""
@@ -192,7 +231,7 @@ class Search:
         self, draft: Draft, judge: Judge, batches: Sequence[Sample], linear: Sequence[ir.Node], before: Score
     ) -> Score:
         """Round these layers anew, with care, and keep that if it answers better; returns the better score."""
-        if self.wanted.repair == "never" or (self.wanted.repair == "auto" and before.damage <= _COMFORTABLE):
+        if not self._wants_mending(judge, before):
             return before
         old, context = draft.weights, self.context
         draft.weights = old | mend(
@@ -209,6 +248,10 @@ class Search:
             return after
         draft.weights = old
         return before
+
+    def _wants_mending(self, judge: Judge, before: Score) -> bool:
+        sure = before.damage <= _COMFORTABLE and judge.answers >= _MANY
+        return self.wanted.repair == "always" or (self.wanted.repair == "auto" and not sure)
 
     def _count(self, draft: Draft) -> int:
         """Samples for a look: fewer of a large network."""

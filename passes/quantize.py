@@ -58,8 +58,9 @@ class Quantize:
     """What every part of every output has to reach, mean over the samples kept aside."""
     min_agreement: float | None = None
     """Share of equal first answers that every output with scores has to reach."""
-    ranges: str = "minmax"
-    """How the range of an activation is taken from what was seen: minmax, percentile, mse or entropy."""
+    ranges: str = "auto"
+    """How the range of an activation is taken from what was seen: minmax, percentile, mse or entropy; auto is minmax,
+    or what answers best where a layer does much damage."""
     percentile: float = 99.99
     """Of the values, in per cent, that stay inside the range, for `percentile`."""
     repair: Literal["auto", "always", "never"] = "auto"
@@ -70,8 +71,8 @@ class Quantize:
     """Keep the result only if it is measured faster; where nothing can be measured, auto goes on and always refuses."""
 
     def __post_init__(self) -> None:
-        if self.ranges not in METHODS:
-            raise RecipeError(f"ranges of quantize is '{self.ranges}'", f"one of {', '.join(METHODS)}")
+        if self.ranges not in ("auto", *METHODS):
+            raise RecipeError(f"ranges of quantize is '{self.ranges}'", f"one of auto, {', '.join(METHODS)}")
         for name, share in (("min_cosine", self.min_cosine), ("min_agreement", self.min_agreement)):
             if share is not None and not 0 <= share <= 1:
                 raise RecipeError(f"{name} of quantize is {share}", "a number from 0 to 1")

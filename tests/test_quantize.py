@@ -394,6 +394,54 @@ def test_other_ranges(method: str) -> None:
     assert cosine(before, now) > 0.95
 
 
+def spiked(seed: int, count: int = 48) -> list[Sample]:
+    """Samples of which some hold one huge value that no answer depends on."""
+    rng, found = np.random.default_rng(seed), []
+    for number in range(count):
+        x = rng.normal(0, 1, (1, 3, 40, 40)).astype(np.float32)
+        x[:, :, 0, 0] = 900.0 * (number % 24 == 0)
+        found.append({"x": x})
+    return found
+
+
+def test_a_range_is_drawn_in_where_outliers_do_not_matter() -> None:
+    net = Net(4)
+    first = net.op("Relu", [net.conv("x", "first", 8, 3, 1)], "first.r")
+    bounds = (("from", [1, 1]), ("to", [40, 40]), ("axes", [2, 3]))
+    inner = net.op("Slice", [first, *(net.put(name, np.array(at, np.int64)) for name, at in bounds)], "inner")
+    net.op("Relu", [net.conv(inner, "last", 8, 8)], "y")
+    model = net.model(["n", 3, 40, 40], ["n", 8, 39, 39])
+    _, (plain,) = quantized(model, spiked(0), repair="never", ranges="minmax")
+    after, (change,) = quantized(model, spiked(0), repair="never")
+    assert change.applied and change.details["ranges"] and not change.details["in_float"]
+    assert not plain.applied or plain.details["in_float"]
+    (before,), (now,) = (answers(each, spiked(9, 8)) for each in (model, after))
+    assert cosine(before, now) > 0.99
+
+
+def test_fewer_samples_do_not_tell_other_columns_apart() -> None:
+    """The lower half of a map is empty in the first samples: a margin, and no column of another kind."""
+    model = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Relu", ["x"], ["y"])],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 8, 8])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1, 8, 8])],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    given = [{"x": np.ones((1, 1, 8, 8), np.float32)} for _ in range(12)]
+    for sample in given[:6]:
+        sample["x"][:, :, 4:] = 1e-3
+    held = load(model).ir
+    judge = Judge(held, given, min_cosine=0.99)
+    few = judge.fewer(6)
+    assert set(Judge(held, given[:6], min_cosine=0.99).look(held).parts) == {"y", "y.first", "y.rest"}
+    assert set(judge.look(held).parts) == set(few.look(held).parts) == {"y"}
+    assert (judge.answers, few.answers) == (12, 6)
+
+
 def test_same_input_gives_the_same_bytes() -> None:
     first, second = (quantized(residual(), samples(), repair="always")[0] for _ in range(2))
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)

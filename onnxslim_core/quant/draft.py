@@ -28,6 +28,7 @@ class Draft:
         spreads: What was seen.
         batch: Samples in the first batch.
         method: How a range is taken from it, see `ranges`.
+        methods: Other ways for single values.
         percentile: For that method.
         weights: Weights that were rounded with care, by linear node.
     """
@@ -38,6 +39,7 @@ class Draft:
     batch: int = 1
     method: str = "minmax"
     percentile: float = 99.99
+    methods: dict[ir.Value, str] = field(default_factory=dict)
     weights: dict[ir.Node, Rounded] = field(default_factory=dict)
     _grids: dict[tuple[ir.Value, str], Grid] = field(default_factory=dict)
 
@@ -107,13 +109,13 @@ class Draft:
 
     def grid(self, value: ir.Value) -> Grid:
         """The grid over what was seen of a value, or over a constant."""
-        key = value, self.method
+        key = value, self.methods.get(value, self.method)
         if key not in self._grids:
             array = verbs.array_of(value)
             if array is not None:
                 low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
             else:
-                low, high = range_of(self.spreads[value], self.method, self.percentile)
+                low, high = range_of(self.spreads[value], key[1], self.percentile)
             self._grids[key] = grid_of(low, high)
         return self._grids[key]
 

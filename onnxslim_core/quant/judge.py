@@ -7,6 +7,7 @@ while no score is left. Where the user declares no parts, columns of very differ
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,9 @@ class Judge:
         min_agreement: The share of equal first answers that every part with scores has to reach.
         parts: By output: axis and columns that are judged apart.
         threads: For onnxruntime.
+
+    Attributes:
+        answers: How many samples there are, however many are in a batch.
     """
 
     def __init__(
@@ -72,10 +76,23 @@ class Judge:
         self._min_agreement = min_agreement
         self._answers = answers_of(model, samples, threads)
         self._parts = dict(parts or {})
+        self.answers = sum(_rows(sample) for sample in samples)
         for name, value in (self._answers[0] if self._answers else {}).items():
             found = told_apart([as_array(each[name]) for each in self._answers]) if name not in self._parts else None
             if found is not None and isinstance(value, np.ndarray):
                 self._parts[name] = found
+
+    def fewer(self, answers: int) -> Judge:
+        """The same judge with the first batches that hold so many answers; what is told apart stays so.
+
+        To a few samples the empty margin of a map would look like columns of another kind.
+        """
+        other = copy.copy(self)
+        held = np.cumsum([_rows(sample) for sample in self._samples])
+        number = min(int(np.searchsorted(held, answers)) + 1, len(held))
+        other._samples, other._answers = self._samples[:number], self._answers[:number]
+        other.answers = int(held[number - 1])
+        return other
 
     def look(self, model: ir.Model) -> Score:
         """Run a variant on the samples.
@@ -87,7 +104,7 @@ class Judge:
         tallies: dict[str, Tally] = {}
         singles: dict[str, list[float]] = {}
         for sample, expected in zip(self._samples, self._answers, strict=True):
-            batch = next((len(array) for array in sample.values() if np.ndim(array)), 1)
+            batch = _rows(sample)
             for name, answer in run(session, sample).items():
                 for part, ours, theirs in self._split(name, expected[name], answer):
                     tallies.setdefault(part, Tally()).add(ours, theirs, batch)
@@ -116,6 +133,10 @@ class Judge:
         if self._min_agreement is not None and agreement is not None:
             damage = max(damage, (1 - agreement) / max(1 - self._min_agreement, 1e-6))
         return Score(min(cosines.values(), default=1.0), agreement, damage, cosines)
+
+
+def _rows(sample: Sample) -> int:
+    return next((len(array) for array in sample.values() if np.ndim(array)), 1)
 
 
 def _lost(ours: Any, theirs: Any, batch: int) -> list[float]:

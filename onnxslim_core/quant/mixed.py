@@ -21,11 +21,13 @@ from onnxslim_core.quant.insert import Rounded
 from onnxslim_core.quant.judge import Judge, Score
 from onnxslim_core.rewrite import Progress
 
-__all__ = ["MARGIN", "Choice", "Variants", "alone", "choose", "effort"]
+__all__ = ["MARGIN", "Choice", "Variants", "alone", "choose", "effort", "leaving", "mended_set"]
 
 MARGIN = 0.9
 """Of what may be lost, so much is used: other samples lose a little more."""
 _SECOND_LOOKS = 6
+_MENDINGS = 4
+"""Sets that are mended as a whole, at most: each takes a pass of the samples."""
 
 
 class Variants(Protocol):
@@ -103,8 +105,6 @@ def choose(
     *,
     left: Collection[ir.Node] = (),
     weights: Mapping[ir.Node, Rounded] | None = None,
-    limit: float = MARGIN,
-    known: dict[frozenset[ir.Node], Score] | None = None,
     progress: Progress | None = None,
 ) -> Choice | None:
     """The layers that can be int8 together; None where not even one can.
@@ -119,12 +119,10 @@ def choose(
         efforts: From `effort`.
         left: Nodes between the layers that stay in float.
         weights: Rounded with care.
-        limit: The damage that a set may do.
-        known: Sets that have been measured, kept for the next call.
         progress: Told after every set.
     """
-    order = sorted(draft.linear, key=lambda node: damages[node] / max(efforts[node], 1.0), reverse=True)
-    scores = {} if known is None else known
+    order = leaving(draft.linear, damages, efforts)
+    scores: dict[frozenset[ir.Node], Score] = {}
 
     def measured(nodes: Collection[ir.Node]) -> Choice:
         inside = tuple(node for node in draft.linear if node in nodes)
@@ -135,10 +133,10 @@ def choose(
         return Choice(inside, scores[frozenset(inside)])
 
     low, high, best = 0, len(order), None
-    middle = min(_first_guess(order, damages, limit), high - 1)
+    middle = min(_first_guess(order, damages, MARGIN), high - 1)
     while low < high:
         choice = measured(set(order[middle:]))
-        if choice.score.damage <= limit:
+        if choice.holds:
             high, best = middle, choice
         else:
             low = middle + 1
@@ -148,7 +146,52 @@ def choose(
     out = [node for node in order if node not in best.linear]
     for node in sorted(out, key=efforts.__getitem__, reverse=True)[:_SECOND_LOOKS]:
         choice = measured({*best.linear, node})
-        best = choice if choice.score.damage <= limit else best
+        best = choice if choice.holds else best
+    return best
+
+
+def leaving(
+    linear: Sequence[ir.Node], damages: Mapping[ir.Node, float], efforts: Mapping[ir.Node, float]
+) -> list[ir.Node]:
+    """The order in which layers go back to float: most damage for its effort first."""
+    return sorted(linear, key=lambda node: damages[node] / max(efforts[node], 1.0), reverse=True)
+
+
+def mended_set(
+    order: Sequence[ir.Node],
+    damages: Mapping[ir.Node, float],
+    share: float,
+    mended: Callable[[tuple[ir.Node, ...]], Score],
+    *,
+    least: int = 1,
+) -> Choice | None:
+    """The largest set, in the order of leaving, that holds once it has been mended as a whole; None where none was met.
+
+    How much of the damages is left by mending says how many layers have to leave; from the first set that holds on,
+    the number is bisected.
+
+    Args:
+        order: From `leaving`.
+        damages: From `alone`, in the order of the layers.
+        share: Of the sum of the damages, what was left when all layers were mended.
+        mended: Mends a set of layers and measures it.
+        least: How many layers leave at least.
+    """
+    low, high, best = least, len(order), None
+    middle = max(_first_guess(order, damages, MARGIN / max(share, 1e-12)), low)
+    for _ in range(_MENDINGS):
+        if not low <= middle < high:
+            break
+        inside = set(order[middle:])
+        nodes = tuple(node for node in damages if node in inside)
+        choice = Choice(nodes, mended(nodes))
+        if choice.holds:
+            high, best = middle, choice
+        else:
+            low = middle + 1
+            share = choice.score.damage / max(sum(damages[node] for node in nodes), 1e-12)
+        guess = max(_first_guess(order, damages, MARGIN / max(share, 1e-12)), low)
+        middle = guess if best is None else (low + high) // 2
     return best
 
 
