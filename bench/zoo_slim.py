@@ -7,8 +7,10 @@
 Every model of the zoo with a Conv in it that is not marked large, and the seven of the issue first. Each goes through
 the exact recipe, and from there
 
+    int8    `quantize`, which looks for the layers that may be int8 by itself
     slim    `allocation = "latency"`: of a few shares of the time the least, found by bisection, whose answers are not
             below --min-cosine on the samples for judging and that a plan meets
+    plan    the same with "int8" among the `forms`, at shares of what `quantize` reached
     macs    `prune_channels` with `criterion = "obs"`, `allocation = "macs"` and `round_to = "auto"`, likewise
     mend    an eighth of every group (a quarter where that cuts nothing) by the L2 norm, mended by least squares and
             not at all: the same channels go
@@ -18,8 +20,9 @@ chooses the share, and the third is what nobody has looked at. The cosine is tha
 part of one (boxes and scores), mean over samples, taken here from what onnxruntime says to the files. Time is one
 thread, calls in turns, over the exact result's, and over the original's for the last model that holds.
 
-The geometric mean is over models with real samples, at the fastest step whose cosine holds; one that stays as it is
-counts 1. Widths that layers got must be on the grid: blocks of 16, or 4, 8 and 12 where they had no more than 32.
+The geometric means are over models with real samples, at the fastest step whose cosine holds; one that stays as it is
+counts 1. *All levers* takes the fastest step of int8, slim and plan over the original, or the exact result. Widths that
+layers got must be on the grid: blocks of 16, or 4, 8 and 12 where they had no more than 32.
 Models are measured in a process each, which is stopped after --patience seconds; what was measured by then counts.
 Rows are merged into zoo_slim.json, so single models can be measured again. Exits with 1 where a model crashes, a
 result is slower than what went in, or a width is off the grid.
@@ -53,8 +56,12 @@ FIRST = (
     *("tiny-resnet8", "mobilenetv2-dogs", "efficientnet-lite0", "ppocrv4-rec", "nudenet-yolov8n", "minilm-l3"),
     "tumor-vgg16",
 )
-SHARES = {"slim": (0.95, 0.85, 0.75, 0.65, 0.5), "macs": (0.9, 0.75, 0.6)}
+SHARES = {"slim": (0.95, 0.85, 0.75, 0.65, 0.5), "plan": (0.95, 0.85, 0.7), "macs": (0.9, 0.75, 0.6)}
 """Shares to keep that are tried by bisection; it begins with the one in the middle."""
+PARTS_OF_A_ROW = ("int8", "slim", "plan", "macs", "mend")
+STRICTER = (1.0, 0.5)
+"""Shares of what may be lost that `quantize` is allowed; the next one where answers do not hold on other samples."""
+FORMS = ("width", "gone", "rank")
 MEND_RATIOS = (0.125, 0.25)
 BLOCK, SMALL, SMALL_UNTIL = 16, (4, 8, 12), 32
 """The CPU's grid: blocks of 16; of layers that had 32 channels or fewer also quarters of a block."""
@@ -139,6 +146,9 @@ def widths(path: Path) -> dict[str, int]:
     """Outputs of every Conv with weights in the file, by name of the node; depthwise ones are as wide as they read."""
     graph = onnx.load(str(path)).graph
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:  # weights in int8
+        if node.op_type == "DequantizeLinear" and node.input[0] in shapes:
+            shapes[node.output[0]] = shapes[node.input[0]]
     return {n.name: shapes[n.input[1]][0] for n in graph.node if n.op_type == "Conv" and n.input[1] in shapes}
 
 
@@ -175,6 +185,7 @@ class Run:
         self.compress(None).save(self.exact)
         self.judge = Judge(name, path, entry, {part: drawn[part] for part in ("judge", "test")})
         self.row["exact"] = self.judge.compare(self.exact)["test"]["cosine"]
+        self.row["exact_latency"] = self.time(self.path, self.exact)
         self.write()
 
     def write(self) -> None:
@@ -205,7 +216,7 @@ class Run:
             "whole": result.report.outcome,
             "seconds": seconds,
         }
-        done = [change for change in told.applied if not change.where]
+        done = [change for change in told.applied if len(change.where) != 1]  # of the whole, not of one group
         row["did"] = "; ".join(change.action for change in done if change.pass_name == options["name"])
         row["solved"] = sum(int(change.details.get("nodes_solved", 0)) for change in done)
         if told.outcome != "done":
@@ -230,15 +241,16 @@ class Run:
         timing = osc.benchmark(str(reference), str(candidate), data=[sample], seconds=self.args.seconds)
         return {key: getattr(timing, key) for key in ("ratio", "low", "high")}
 
-    def bisect(self, part: str, options: Mapping[str, Any]) -> None:
-        """The least share whose answers hold; each that was tried is kept."""
+    def bisect(self, part: str, options: Mapping[str, Any], *, of: float = 1.0) -> None:
+        """The least share (of that much) whose answers hold; each that was tried is kept."""
         rows: list[Row] = self.row.setdefault(part, [])
         shares = SHARES[part]
         while shares:
             middle = len(shares) // 2
-            rows.append(self.guarded({**options, "target": shares[middle]}, timed=True))
+            share = round(shares[middle] * of, 3)
+            rows.append(self.guarded({**options, "target": share}, timed=True))
             self.write()
-            print(f"  {part} {shares[middle]}: {told_step(rows[-1])}", flush=True)
+            print(f"  {part} {share}: {told_step(rows[-1])}", flush=True)
             shares = shares[middle + 1 :] if holds(rows[-1], self.args.min_cosine) else shares[:middle]
 
     def guarded(self, options: Mapping[str, Any], *, timed: bool) -> Row:
@@ -262,8 +274,21 @@ class Run:
                     break
             self.write()
             print(f"  mend: {told_mend(self.row['mend'])}", flush=True)
+        narrow = 1.0
+        if "int8" in self.args.parts:
+            for share in STRICTER:
+                least = round(1 - share * (1 - self.args.min_cosine), 4)
+                step = self.guarded({"name": "quantize", "min_cosine": least}, timed=True)
+                self.row.setdefault("int8", []).append(step)
+                self.write()
+                print(f"  int8 {least}: {told_step(step)}", flush=True)
+                if "judge" not in step or holds(step, self.args.min_cosine):
+                    break
+            narrow = step["latency"]["ratio"] if "latency" in step else 1.0
         if "slim" in self.args.parts:
             self.bisect("slim", {"name": "slim", "allocation": "latency"})
+        if "plan" in self.args.parts:
+            self.bisect("plan", {"name": "slim", "allocation": "latency", "forms": [*FORMS, "int8"]}, of=narrow)
         if "macs" in self.args.parts:
             self.bisect("macs", {"name": "prune_channels", "criterion": "obs", "allocation": "macs"})
 
@@ -323,7 +348,7 @@ def main() -> int:
     parser.add_argument("--min-cosine", type=float, default=0.99)
     parser.add_argument("--seconds", type=float, default=10.0, help="bound on one timing")
     parser.add_argument("--patience", type=float, default=1500.0, help="seconds that a model gets")
-    parser.add_argument("--parts", nargs="*", default=["mend", "slim", "macs"], choices=["mend", "slim", "macs"])
+    parser.add_argument("--parts", nargs="*", default=PARTS_OF_A_ROW, choices=PARTS_OF_A_ROW)
     parser.add_argument("--missing", action="store_true", help="only models that have no row yet")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -337,7 +362,7 @@ def main() -> int:
             continue
         print(name, flush=True)
         row = measured(args, name)
-        rows[name] = {**{part: rows[name][part] for part in SHARES if part in rows.get(name, {})}, **row}
+        rows[name] = {**{part: rows[name][part] for part in PARTS_OF_A_ROW if part in rows.get(name, {})}, **row}
         total = write(args, rows)
         print(" | ".join(cells(rows[name], args.min_cosine)), flush=True)
     total = write(args, rows)
