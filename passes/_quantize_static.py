@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxslim_core import graph as verbs
 from onnxslim_core.calibration.batches import stacked
+from onnxslim_core.calibration.diversity import set_apart
 from onnxslim_core.graph import label_of
 from onnxslim_core.quant.draft import Draft
 from onnxslim_core.quant.dynamic import Dynamic
@@ -26,6 +27,8 @@ __all__ = ["Search", "Wanted"]
 _WORK = 2e10
 """Multiply-adds that one look at a set of layers may take: it decides how many samples are looked at."""
 _LOOKS = (16, 48)
+_ASIDE = 1 / 3
+"""Share of the samples that gives no ranges, and says what is lost."""
 _FEW = 6
 """Samples that a layer alone is looked at with."""
 _REFITTED = 12
@@ -76,7 +79,8 @@ class Search:
             MeasureError: if a model does not run.
         """
         wanted, context = self.wanted, self.context
-        seen, aside = split(context.samples)
+        seen, aside = set_apart(context, _ASIDE)
+        seen = seen or aside
         if wanted.mode == "dynamic":
             return self._dynamic(aside)
         batches = stacked(self.work, seen)
@@ -257,10 +261,3 @@ class Search:
         """Samples for a look: fewer of a large network."""
         work = sum(effort(draft).values()) / max(draft.batch, 1)
         return int(min(max(_WORK / max(work, 1.0), _LOOKS[0]), _LOOKS[1]))
-
-
-def split(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Samples for ranges and samples kept aside, every third; a single one serves as both."""
-    aside = [sample for number, sample in enumerate(samples) if number % 3 == 2]
-    seen = [sample for number, sample in enumerate(samples) if number % 3 != 2]
-    return seen, aside or seen
