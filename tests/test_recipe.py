@@ -278,7 +278,7 @@ def test_errors_are_one_line_each() -> None:
 
 def test_presets_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert preset_names() == ["aggressive", "balanced", "exact"]
+    assert preset_names() == ["aggressive", "balanced", "exact", "int8"]
     for name in preset_names():
         recipe = Recipe.preset(name)
         assert [step.build().name for step in recipe.steps] == [step.name for step in recipe.steps]
