@@ -29,8 +29,8 @@ _WORK = 2e10
 _LOOKS = (16, 48)
 _ASIDE = 1 / 3
 """Share of the samples that gives no ranges, and says what is lost."""
-_FEW = 6
-"""Samples that a layer alone is looked at with."""
+_FEW = (3, 6)
+"""Samples that a layer alone is looked at with, which only says which layers are worst."""
 _REFITTED = 12
 """Layers whose ranges are fitted, at most: those that do most damage alone."""
 _BETTER = 0.9
@@ -85,14 +85,14 @@ class Search:
             return self._dynamic(aside)
         batches = stacked(self.work, seen)
         draft = self._draft(self.work, wanted.nodes, batches)
-        judge = self._judge(aside[: self._count(draft)])
+        judge = self._judge(aside[: self._count(draft, _WORK, _LOOKS)])
         draft, score = self._equalized(draft, judge, batches)
         everything = tuple(draft.linear)
         score = self._mended(draft, judge, batches, everything, score)
         self.details |= {"layers": len(everything), "cosine_of_all": score.cosine}
         choice: Choice | None = Choice(everything, score)
         if score.damage > MARGIN:
-            choice = self._mixed(draft, judge, judge.fewer(_FEW), batches, score)
+            choice = self._mixed(draft, judge, judge.fewer(self._count(draft, _WORK / 4, _FEW)), batches, score)
         if choice is None:
             return None, ()
         self._tell(choice, draft.linear)
@@ -257,7 +257,7 @@ class Search:
         sure = before.damage <= _COMFORTABLE and judge.answers >= _MANY
         return self.wanted.repair == "always" or (self.wanted.repair == "auto" and not sure)
 
-    def _count(self, draft: Draft) -> int:
+    def _count(self, draft: Draft, work: float, bounds: tuple[int, int]) -> int:
         """Samples for a look: fewer of a large network."""
-        work = sum(effort(draft).values()) / max(draft.batch, 1)
-        return int(min(max(_WORK / max(work, 1.0), _LOOKS[0]), _LOOKS[1]))
+        each = sum(effort(draft).values()) / max(draft.batch, 1)
+        return int(min(max(work / max(each, 1.0), bounds[0]), bounds[1]))
