@@ -11,7 +11,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from importlib import metadata
@@ -41,6 +41,7 @@ __all__ = [
     "Report",
     "StepRecord",
     "headline",
+    "json_text",
     "machine",
     "plain",
     "readable_bytes",
@@ -199,7 +200,7 @@ class Report:
 
     def to_json(self) -> str:
         """The whole record as JSON text; valid for every parser, whatever the figures are."""
-        return json.dumps(plain(self), indent=2, ensure_ascii=False, allow_nan=False)
+        return json_text(plain(self), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Report:
@@ -261,9 +262,14 @@ def _adapter() -> TypeAdapter[Report]:
     return TypeAdapter(Report)
 
 
+_AS_IT_IS = frozenset((str, int, bool, type(None)))
+
+
 def plain(value: Any) -> Any:
     """A value as JSON can hold it: records as dicts, arrays as lists, NaN and infinities as text."""
-    if value is None or isinstance(value, bool | str):
+    if type(value) in _AS_IT_IS:  # nearly all that there is, since a report has a row per node
+        return value
+    if isinstance(value, bool | str):
         return value.value if isinstance(value, enum.Enum) else value
     if isinstance(value, enum.Enum):
         return plain(value.value)
@@ -276,7 +282,7 @@ def plain(value: Any) -> Any:
             return value
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if is_dataclass(value) and not isinstance(value, type):
-        return {entry.name: plain(getattr(value, entry.name)) for entry in fields(value)}
+        return {name: plain(getattr(value, name)) for name in _fields_of(type(value))}
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, Path):
@@ -284,6 +290,35 @@ def plain(value: Any) -> Any:
     if isinstance(value, Sequence | set | frozenset):
         return [plain(entry) for entry in (sorted(value) if isinstance(value, set | frozenset) else value)]
     return str(value)
+
+
+@cache
+def _fields_of(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(entry.name for entry in fields(kind))
+
+
+def json_text(value: Any, *, ensure_ascii: bool = True) -> str:
+    """What `plain` gave as text, an entry a line; a record in a list is one line, unless it holds others."""
+    return _lines(value, json.JSONEncoder(ensure_ascii=ensure_ascii, allow_nan=False).encode, "\n")
+
+
+def _lines(value: Any, encode: Callable[[Any], str], margin: str) -> str:
+    inner = f"{margin}  "
+    if isinstance(value, dict) and value:
+        entries = [f"{encode(key)}: {_lines(entry, encode, inner)}" for key, entry in value.items()]
+        return f"{{{inner}{f',{inner}'.join(entries)}{margin}}}"
+    if _holds_records(value):
+        entries = [_lines(entry, encode, inner) if _has_parts(entry) else encode(entry) for entry in value]
+        return f"[{inner}{f',{inner}'.join(entries)}{margin}]"
+    return encode(value)
+
+
+def _holds_records(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(entry, dict) for entry in value)
+
+
+def _has_parts(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(part, dict) or _holds_records(part) for part in value.values())
 
 
 # ---------------------------------------------------------------------------------------------------- machine

@@ -71,11 +71,9 @@ class Shell:
     def emit(self, document: object) -> None:
         """Print a JSON document on stdout, if it was asked for."""
         if self.as_json:
-            import json
+            from onnxslim_core.report import json_text, plain
 
-            from onnxslim_core.report import plain
-
-            _write(sys.stdout, json.dumps(plain(document), indent=2, allow_nan=False) + "\n")
+            _write(sys.stdout, json_text(plain(document)) + "\n")
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:

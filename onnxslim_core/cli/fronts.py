@@ -38,7 +38,7 @@ def write_front(
 ) -> int:
     """Run the recipe at every target, write the models that are worth it, and show all."""
     from onnxslim_core.pareto import numbered, pareto
-    from onnxslim_core.report import plain
+    from onnxslim_core.report import json_text, plain
 
     report, source = options.pop("report"), options.pop("data")
     names = numbered(output, len(targets) + 1)
@@ -51,9 +51,7 @@ def write_front(
         front.save(output, locks=locks)
     document = plain(front.document(output))
     if report is not None:
-        import json
-
-        write_text(report, json.dumps(document, indent=2, allow_nan=False) + "\n")
+        write_text(report, json_text(document) + "\n")
     shell.emit(document)
     shell.show(lambda console: _print(console, front, output))
     if not front.passed:
