@@ -22,9 +22,11 @@ from ._sizes import KEPT, VECTORS, Dim, Vector
 
 __all__ = ["Dim", "Facts", "Vector", "learn_all"]
 
-_SAME = (
-    *("Relu", "Sigmoid", "Tanh", "LeakyRelu", "Elu", "HardSigmoid", "HardSwish", "Softplus", "Clip", "Neg", "Abs"),
-    *("Exp", "Log", "Sqrt", "Erf", "Softmax", "LogSoftmax", "Gelu", "Mish", "Dropout", "BatchNormalization"),
+_SAME = frozenset(
+    (
+        *("Relu", "Sigmoid", "Tanh", "LeakyRelu", "Elu", "HardSigmoid", "HardSwish", "Softplus", "Clip", "Neg", "Abs"),
+        *("Exp", "Log", "Sqrt", "Erf", "Softmax", "LogSoftmax", "Gelu", "Mish", "Dropout", "BatchNormalization"),
+    )
 )
 """Operators whose one output is of the type and sizes of the first input: no need to ask onnx."""
 
@@ -124,7 +126,7 @@ class Facts:
         """Learn the outputs of a node whose inputs are learned; what cannot be inferred stays unknown."""
         if bool(bodies(node)):
             self._learn_control(node)
-        elif is_op(node, *_SAME) and len(node.outputs) == 1 and (kind := self._type(node.inputs[0])) is not None:
+        elif node.op_type in _SAME and is_op(node, node.op_type) and (kind := self._same(node)) is not None:
             self.types[node.outputs[0]] = kind
         elif not is_op(node, "Constant"):
             self._infer(node)
@@ -136,6 +138,10 @@ class Facts:
         for value in node.outputs:
             if value not in self.types and value.name:
                 self._fall_back(value, node)
+
+    def _same(self, node: ir.Node) -> onnx.TypeProto | None:
+        """The type of the first input, where the one output has no other."""
+        return self._type(node.inputs[0]) if len(node.outputs) == 1 else None
 
     def _type(self, value: ir.Value | None) -> onnx.TypeProto | None:
         if value is None:

@@ -44,6 +44,7 @@ class Inference:
         self._imports = [onnx.OperatorSetIdProto(domain=d, version=v) for d, v in imports.items()]
         self._world = (model.ir_version, *sorted(imports.items()))
         self._schemas: dict[tuple[str, str], defs.OpSchema | None] = {}
+        self._met: dict[Hashable, _Kinds] = {}
         self._bytes: dict[int, tuple[onnx.TypeProto, bytes]] = {}
 
     def schema(self, node: ir.Node) -> defs.OpSchema | None:
@@ -77,26 +78,35 @@ class Inference:
             content: Gives the array of an input that is a small constant.
         """
         op_type, outputs = node.op_type, node.outputs
-        nothing = (None,) * len(outputs)
-        schema = self.schema(node)
-        attributes = [_frozen(attr) for attr in node.attributes.data.values()]
-        if schema is None or None in attributes:
-            return nothing
+        attributes = tuple([_frozen(attr) for attr in node.attributes.data.values()])
         data: dict[int, np.ndarray] = {}
         if op_type not in _BLIND:
             for index, value in enumerate(node.inputs):
                 if value is not None and (array := content(value)) is not None:
                     data[index] = array
-        bytes_of = self._bytes_of
-        key = (  # lists are quicker than generators here, and this is asked for every node in every pass
-            *(op_type, node.domain, self._world, tuple([bool(value.name) for value in outputs])),
-            *(tuple([None if kind is None else bytes_of(kind) for kind in kinds]), tuple(attributes)),
-            tuple([(index, array.dtype.str, array.shape, array.tobytes()) for index, array in data.items()]),
-        )
+        contents = tuple([(index, array.dtype.str, array.shape, array.tobytes()) for index, array in data.items()])
+        # lists are quicker than generators here, and this is asked for every node in every pass
+        operator = op_type, node.domain, node.overload, tuple([bool(value.name) for value in outputs])
+        key = operator, tuple([id(kind) for kind in kinds]), attributes, contents
+        found = self._met.get(key)
+        if found is None:
+            types = tuple([None if kind is None else self._bytes_of(kind) for kind in kinds])  # and their ids stay
+            found = self._met[key] = self._known(
+                (self._world, operator, types, attributes, contents), node, kinds, data
+            )
+        return found
+
+    def _known(
+        self, key: Hashable, node: ir.Node, kinds: Sequence[onnx.TypeProto | None], data: dict[int, np.ndarray]
+    ) -> _Kinds:
+        """What onnx infers, from the memory of all models."""
         if key not in _KNOWN:
             if len(_KNOWN) >= _MOST_KNOWN:
                 _KNOWN.clear()
-            _KNOWN[key] = self._ask(schema, node, kinds, data) or nothing
+            schema = self.schema(node)
+            refers = any(attr.is_ref() for attr in node.attributes.values())
+            found = None if schema is None or refers else self._ask(schema, node, kinds, data)
+            _KNOWN[key] = found or (None,) * len(node.outputs)
         return _KNOWN[key]
 
     def _ask(
