@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxslim_core._collect import few_collections
+from onnxslim_core._collect import few_collections, keep_for_long
 from onnxslim_core._feeds import open_feeds
 from onnxslim_core._files import digest_of_file
 from onnxslim_core._job import Clock, Job, said
@@ -190,6 +190,7 @@ def compress(
         for each in {id(each): each for each in (start, reference)}.values():
             tell_nodes_apart(each)
             each.seal()
+        keep_for_long()
     with clock("samples"):
         sizes = {name: spec.shape for name, spec in recipe.inputs.items() if spec.shape is not None}
         sizes.update({name: tuple(shape) for name, shape in (shapes or {}).items()})
