@@ -7,8 +7,9 @@ recurses only into bodies, whose nesting is bounded.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import onnx
@@ -148,12 +149,20 @@ def _text(*values: object) -> None:
             raise InvalidModel(f"a text in the model is not UTF-8: {quote(value)}")
 
 
-def _known(message: Any, what: str) -> None:
+_What = str | Callable[[], str]
+"""How a message calls something; a function where nearly nobody asks for it, since there is one for every node."""
+
+
+def _said(what: _What) -> str:
+    return what if isinstance(what, str) else what()
+
+
+def _known(message: Any, what: _What) -> None:
     """Refuse fields that this version of onnx does not know: they would be lost without a word."""
     if unknown := UnknownFieldSet(message):
         number = next(iter(unknown)).field_number
         raise UnsupportedModel(
-            f"{what} has a field (number {number}) that onnx {onnx.__version__} does not know", "update onnx"
+            f"{_said(what)} has a field (number {number}) that onnx {onnx.__version__} does not know", "update onnx"
         )
 
 
@@ -169,18 +178,19 @@ class _Walk:
         self.limits = limits
         self.found = Findings()
 
-    def name(self, name: str, what: str) -> str:
+    def name(self, name: str, what: _What) -> str:
         _text(name)
         if len(name) > self.limits.name_length:
-            raise InvalidModel(f"the name of {what} has {len(name)} characters, more than {self.limits.name_length}")
+            count = f"{len(name)} characters, more than {self.limits.name_length}"
+            raise InvalidModel(f"the name of {_said(what)} has {count}")
         if "\0" in name:
-            raise InvalidModel(f"the name of {what} holds a NUL character: {quote(name)}")
+            raise InvalidModel(f"the name of {_said(what)} holds a NUL character: {quote(name)}")
         return name
 
-    def define(self, scope: _Scope, name: str, what: str) -> None:
+    def define(self, scope: _Scope, name: str, what: _What) -> None:
         self.name(name, what)
         if name in scope.every:
-            raise InvalidModel(f"{quote(name)} is defined twice, the second time as {what}")
+            raise InvalidModel(f"{quote(name)} is defined twice, the second time as {_said(what)}")
         scope.every.add(name)
 
     def not_outside(self, name: str, outer: Sequence[_Scope]) -> None:
@@ -232,7 +242,7 @@ class _Walk:
     def initializers(self, graph: onnx.GraphProto, scope: _Scope, inputs: set[str]) -> None:
         seen: set[str] = set()
         for tensor in graph.initializer:
-            self.tensor(tensor, f"initializer {quote(tensor.name)}")
+            self.tensor(tensor, partial(_initializer, tensor))
             self.initializer(tensor.name, seen, scope, inputs)
         for sparse in graph.sparse_initializer:
             self.sparse(sparse, f"sparse initializer {quote(sparse.values.name)}")
@@ -255,8 +265,9 @@ class _Walk:
             for name in node.output:
                 if not name:
                     continue
-                self.define(scope, name, f"an output of {_label(node)}")
-                self.not_outside(name, outer)
+                self.define(scope, name, partial(_output_of, node))
+                if outer:
+                    self.not_outside(name, outer)
         inner = (*outer, scope)
         for node in nodes:
             self.name(node.name, "a node")
@@ -264,7 +275,7 @@ class _Walk:
                 raise InvalidModel(f"node {quote(node.name)} has no operator type")
             _text(node.op_type, node.domain, node.overload, node.doc_string)
             _entries(node.metadata_props)
-            _known(node, _label(node))
+            _known(node, partial(_label, node))
             for name in node.input:
                 _text(name)
                 if name and name not in scope.defined:
@@ -300,7 +311,7 @@ class _Walk:
             if not attr.name or attr.name in seen:
                 raise InvalidModel(f"{_label(node)} has an attribute without a name or twice: {quote(attr.name)}")
             seen.add(self.name(attr.name, "an attribute"))
-            self.attribute(attr, f"attribute {quote(attr.name)} of {_label(node)}", scopes, depth)
+            self.attribute(attr, partial(_attribute_of, node, attr), scopes, depth)
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
             self.constant(node)
 
@@ -311,7 +322,7 @@ class _Walk:
         if not attr.ref_attr_name and (attr.type or kind_of(attr)) != _CONSTANT[attr.name]:
             raise InvalidModel(f"{quote(attr.name)} of {_label(node)} is of another type than its name says")
 
-    def attribute(self, attr: onnx.AttributeProto, what: str, scopes: Sequence[_Scope], depth: int) -> None:
+    def attribute(self, attr: onnx.AttributeProto, what: _What, scopes: Sequence[_Scope], depth: int) -> None:
         _text(attr.doc_string, attr.ref_attr_name)
         _known(attr, what)
         if attr.ref_attr_name:
@@ -332,21 +343,21 @@ class _Walk:
                 self.sparse(sparse, what)
         elif kind in (_ATTR.TYPE_PROTO, _ATTR.TYPE_PROTOS):
             for tp in (attr.tp,) if kind == _ATTR.TYPE_PROTO else attr.type_protos:
-                self.type(tp, what, 0)
+                self.type(tp, _said(what), 0)
         elif kind not in _VALUE_FIELDS.values():
-            raise UnsupportedModel(f"{what} is of the unknown type {kind}")
+            raise UnsupportedModel(f"{_said(what)} is of the unknown type {kind}")
 
-    def dims(self, dims: Sequence[int], data_type: int, what: str, most: int) -> None:
+    def dims(self, dims: Sequence[int], data_type: int, what: _What, most: int) -> None:
         if data_type not in KNOWN_TYPES:
-            raise InvalidModel(f"{what} has the unknown element type {data_type}")
+            raise InvalidModel(f"{_said(what)} has the unknown element type {data_type}")
         if len(dims) > self.limits.rank:
-            raise InvalidModel(f"{what} has {len(dims)} dims, more than {self.limits.rank}")
-        if any(d < 0 for d in dims):
-            raise InvalidModel(f"{what} has a negative dim: {list(dims)}")
-        if math.prod(max(d, 1) for d in dims) > most:
-            raise InvalidModel(f"{what} has too many elements: {'x'.join(map(str, dims))}")
+            raise InvalidModel(f"{_said(what)} has {len(dims)} dims, more than {self.limits.rank}")
+        if dims and min(dims) < 0:
+            raise InvalidModel(f"{_said(what)} has a negative dim: {list(dims)}")
+        if math.prod(d or 1 for d in dims) > most:
+            raise InvalidModel(f"{_said(what)} has too many elements: {'x'.join(map(str, dims))}")
 
-    def tensor(self, tensor: onnx.TensorProto, what: str) -> None:
+    def tensor(self, tensor: onnx.TensorProto, what: _What) -> None:
         self.name(tensor.name, what)
         _known(tensor, what)
         _text(tensor.doc_string)
@@ -354,18 +365,18 @@ class _Walk:
         _entries(tensor.external_data)
         self.dims(tensor.dims, tensor.data_type, what, self.limits.elements)
         if tensor.HasField("segment"):
-            raise UnsupportedModel(f"{what} is stored in segments")
+            raise UnsupportedModel(f"{_said(what)} is stored in segments")
         if tensor.data_location not in (onnx.TensorProto.DEFAULT, onnx.TensorProto.EXTERNAL):
-            raise InvalidModel(f"{what} is at an unknown data location")
+            raise InvalidModel(f"{_said(what)} is at an unknown data location")
 
-    def sparse(self, sparse: onnx.SparseTensorProto, what: str) -> None:
+    def sparse(self, sparse: onnx.SparseTensorProto, what: _What) -> None:
         for part in (sparse.values, sparse.indices):
             self.tensor(part, what)
             if part.data_location == onnx.TensorProto.EXTERNAL:
-                raise UnsupportedModel(f"{what} is a sparse tensor in external data")
+                raise UnsupportedModel(f"{_said(what)} is a sparse tensor in external data")
         self.dims(sparse.dims, sparse.values.data_type, what, self.limits.dense_elements)
         if sparse.indices.data_type != onnx.TensorProto.INT64:
-            raise InvalidModel(f"{what} has indices that are not int64")
+            raise InvalidModel(f"{_said(what)} has indices that are not int64")
 
     def type(self, proto: onnx.TypeProto, what: str, depth: int) -> None:
         """Check element types and nesting of a declared type."""
@@ -459,6 +470,18 @@ def kind_of(attr: onnx.AttributeProto) -> int:
     if len(fields) != 1:
         raise InvalidModel(f"attribute {quote(attr.name)} does not say its type")
     return _VALUE_FIELDS[fields[0]]
+
+
+def _output_of(node: onnx.NodeProto) -> str:
+    return f"an output of {_label(node)}"
+
+
+def _attribute_of(node: onnx.NodeProto, attr: onnx.AttributeProto) -> str:
+    return f"attribute {quote(attr.name)} of {_label(node)}"
+
+
+def _initializer(tensor: onnx.TensorProto) -> str:
+    return f"initializer {quote(tensor.name)}"
 
 
 def _label(node: onnx.NodeProto) -> str:
