@@ -17,6 +17,7 @@ from onnxslim_core._carry import TRAINING_KEY, CarriedAttribute, CarriedType
 from onnxslim_core._tensors import SparseTensor, embed, entries_into
 from onnxslim_core._wellformed import quote
 from onnxslim_core.errors import InvalidModel
+from onnxslim_core.graph import noted, noted_for_file
 
 __all__ = ["Put", "write", "write_node"]
 
@@ -113,7 +114,7 @@ class _Writer:
                 self.initializer(proto, value.const_value, str(value.name))
             if id(value) not in inputs:
                 self.annotation(proto, value)
-                if value.metadata_props or value.doc_string:
+                if noted_for_file(value) or value.doc_string:
                     self.value(proto.value_info.add(), value)
         for node in graph:
             self.node(proto.node.add(**_plain_fields(node)), node)
@@ -134,7 +135,7 @@ class _Writer:
             self.put(tensor, name, proto.initializer.add())
 
     def annotation(self, proto: onnx.GraphProto, value: ir.Value) -> None:
-        if names := value.meta.get(_QUANTIZATION_KEY):
+        if names := noted(value).get(_QUANTIZATION_KEY):
             entry = proto.quantization_annotation.add(tensor_name=str(value.name))
             entries_into(entry.quant_parameter_tensor_names, names)
 
@@ -150,7 +151,7 @@ class _Writer:
             ir.serde.serialize_shape_into(proto.type, value.shape)
         if value.doc_string is not None:
             proto.doc_string = value.doc_string
-        entries_into(proto.metadata_props, value.metadata_props)
+        entries_into(proto.metadata_props, noted_for_file(value))
 
     def node(self, proto: onnx.NodeProto, node: ir.Node) -> None:
         """Write what `_plain_fields` left."""
@@ -158,7 +159,7 @@ class _Writer:
             proto.overload = node.overload
         if node.doc_string is not None:
             proto.doc_string = node.doc_string
-        entries_into(proto.metadata_props, node.metadata_props)
+        entries_into(proto.metadata_props, noted_for_file(node))
         for attr in node.attributes.values():
             self.attribute(proto.attribute.add(), attr)
         if self.ir_version >= _DEVICES_SINCE:
@@ -248,5 +249,5 @@ def _name(value: ir.Value) -> str:
 
 
 def _says_something(value: ir.Value) -> bool:
-    known = value.type is not None or value.shape is not None or value.metadata_props or value.doc_string
+    known = value.type is not None or value.shape is not None or noted_for_file(value) or value.doc_string
     return bool(value.name and known)

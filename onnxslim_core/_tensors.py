@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxslim_core._wellformed import quote
 from onnxslim_core.errors import InvalidModel
-from onnxslim_core.graph import bodies
+from onnxslim_core.graph import bodies, noted_for_file
 
 __all__ = [
     "SparseTensor",
@@ -141,7 +141,8 @@ def inline(proto: onnx.TensorProto) -> ir.TensorProtocol:
         tensor = from_buffer(ir.TensorProtoTensor(proto).tobytes(), dtype, shape, name, what)
     if proto.doc_string:
         tensor.doc_string = proto.doc_string
-    tensor.metadata_props.update((entry.key, entry.value) for entry in proto.metadata_props)
+    if proto.metadata_props:
+        tensor.metadata_props.update((entry.key, entry.value) for entry in proto.metadata_props)
     return tensor  # type: ignore[no-any-return]
 
 
@@ -164,7 +165,7 @@ def header(tensor: ir.TensorProtocol, name: str, proto: onnx.TensorProto) -> Non
         proto.doc_string = tensor.doc_string
     proto.data_type = tensor.dtype.value
     proto.dims.extend(tensor.shape.numpy())
-    entries_into(proto.metadata_props, tensor.metadata_props)
+    entries_into(proto.metadata_props, noted_for_file(tensor))
 
 
 def embed(tensor: ir.TensorProtocol, name: str, proto: onnx.TensorProto) -> None:

@@ -32,6 +32,8 @@ __all__ = [
     "is_op",
     "label_of",
     "name_node",
+    "noted",
+    "noted_for_file",
     "opset_of",
     "own_name",
     "owner_of",
@@ -52,6 +54,9 @@ _OUR_NAME = "onnxslim_core.our_name"
 """In a node's `meta`: its name is ours."""
 
 _BODIES = frozenset((ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS))
+
+
+_NOTHING: Mapping[str, Any] = {}
 
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
@@ -95,13 +100,25 @@ def all_nodes(graph: ir.Graph) -> list[ir.Node]:
     return found
 
 
+def noted(owner: ir.Graph | ir.Node | ir.Value) -> Mapping[str, Any]:
+    """What is in the `meta` of an object, for those who only look: `meta` itself makes a store where there is none."""
+    store = getattr(owner, "_metadata", owner)
+    return _NOTHING if store is None else owner.meta
+
+
+def noted_for_file(owner: ir.Graph | ir.Node | ir.Value | ir.TensorProtocol) -> Mapping[str, str]:
+    """As `noted`, of `metadata_props`."""
+    props = getattr(owner, "_metadata_props", owner)
+    return _NOTHING if props is None else owner.metadata_props
+
+
 def drop_given_names(graph: ir.Graph) -> None:
     """Take the names off the nodes that had none before `name_node`: a node needs none, and each takes bytes.
 
     Passes tell nodes by their names, in one model and in another: `give_names_back` before the next one.
     """
     for node in all_nodes(graph):
-        if _OUR_NAME in node.meta and node.name:
+        if _OUR_NAME in noted(node) and node.name:
             node.meta[_OUR_NAME] = node.name
             node.name = ""  # None would be given a name by the next copy
 
@@ -117,13 +134,13 @@ def reserve_names(model: ir.Model) -> None:
 def give_names_back(graph: ir.Graph) -> None:
     """Let every node have the name that was taken off it or reserved for it, in copies, too."""
     for node in all_nodes(graph):
-        if not node.name and _OUR_NAME in node.meta:
+        if not node.name and _OUR_NAME in noted(node):
             node.name = str(node.meta[_OUR_NAME])
 
 
 def own_name(node: ir.Node) -> str:
     """The name that the node came with; empty where it had none."""
-    return "" if _OUR_NAME in node.meta else node.name or ""
+    return "" if _OUR_NAME in noted(node) else node.name or ""
 
 
 def name_node(node: ir.Node, name: str) -> None:

@@ -23,6 +23,7 @@ import onnx_ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from onnxslim_core import _carry, _emit, _files, _tensors
+from onnxslim_core._copies import copy_model
 from onnxslim_core._wellformed import Limits, quote
 from onnxslim_core.errors import InvalidModel, ModelError
 from onnxslim_core.graph import all_nodes, label_of
@@ -85,7 +86,7 @@ class Model:
         Args:
             sealed: Whether the copy is sealed with what was written of this one, for a caller that says `forget`.
         """
-        copy = Model(_clone(self.ir), self.source, list(self.notes), sealed)
+        copy = Model(copy_model(self.ir), self.source, list(self.notes), sealed)
         if sealed:
             copy._written, copy._nbytes, copy._file = self._written, self._nbytes, self._file
         return copy
@@ -102,7 +103,7 @@ class Model:
 
     def to_ir(self) -> onnx_ir.Model:
         """An independent onnx_ir model with shared weights."""
-        return _clone(self.ir)
+        return copy_model(self.ir)
 
     def to_surgeon(self) -> Any:
         """The model as an `onnx_graphsurgeon.Graph`; see `surgeon.from_ir` for what that loses."""
@@ -139,12 +140,6 @@ class Model:
             yield str(path)
 
 
-def _clone(model: onnx_ir.Model) -> onnx_ir.Model:
-    clone = model.clone()
-    clone.meta.update(model.meta)
-    return clone
-
-
 def wrap(graph: onnx_ir.Model) -> Model:
     """An onnx_ir model as a `Model`, without a copy and without a check."""
     return Model(graph)
@@ -175,7 +170,7 @@ def load(
     root = None if external_data_root is None else Path(external_data_root)
     notes: list[Change] = []
     if isinstance(source, Model):
-        graph, path, notes = _clone(source.ir), source.source, list(source.notes)
+        graph, path, notes = copy_model(source.ir), source.source, list(source.notes)
     elif isinstance(source, onnx_ir.Model):
         graph = _adopt(source, root, limits)
     elif type(source).__module__.partition(".")[0] == "onnx_graphsurgeon":
@@ -274,7 +269,7 @@ def _adopt(source: onnx_ir.Model, root: Path | None, limits: Limits) -> onnx_ir.
     if out_of_order(source):  # only a sorted graph can be copied, so this one goes through a proto, without its `meta`
         proto = _emit.write(source, lambda tensor, name, empty: _tensors.embed(ours(tensor), name, empty))
         return _from_proto(proto, None, root, limits, owned=True)
-    graph = _clone(source)
+    graph = copy_model(source)
     _tensors.map_tensors(graph, ours)
     if files:
         graph.graph.meta[_carry.EXTERNAL_KEY] = True
