@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -278,6 +278,12 @@ def _within_limit(found: list[bytes | memoryview]) -> list[bytes | memoryview]:
 def pieces(model: ir.Model) -> list[bytes | memoryview]:
     """A model as one file, in pieces; no weight is copied, and 2 GB are no limit."""
     return _pieces(model, None)
+
+
+def bare(parts: Sequence[bytes | memoryview]) -> bytes:
+    """Of what `pieces` gave, all but the weights of the main graph: a model file as well."""
+    rest, _, graph = parts[:3]
+    return b"".join((rest, _tag(_GRAPH), _varint(len(graph)), graph))
 
 
 def digest(parts: Iterable[bytes | memoryview]) -> str:

@@ -517,12 +517,12 @@ class Job:
             moved = self._moved(states)
             if not moved:
                 return None
-            interface = Interface.of(self.start.ir, may_infer=True)
-            if not verify(states[moved[-1]].model.ir, interface):
+            interface, last = Interface.of(self.start.ir, may_infer=True), states[moved[-1]].model
+            if not verify(last.ir, interface, last.bare()):
                 return None
             # folding shows what the declaration hid: then failing inference tells nothing of the step
             interface = dataclasses.replace(interface, infers=not self.feeds.misdeclared and not infers(self.start.ir))
-            if not verify(states[moved[-1]].model.ir, interface):
+            if not verify(last.ir, interface):
                 return None
             known = set(verify(self.start.ir, interface))
             for number in moved:

@@ -73,6 +73,10 @@ class Model:
             self._written = found
         return found
 
+    def bare(self) -> bytes:
+        """The bytes of a model file without the weights of the main graph, from what was written anyway."""
+        return _files.bare(self.pieces())
+
     def digest(self) -> str | None:
         """Of the bytes that `session_source` gives; None for a large model."""
         return None if self._goes_by_path() else _files.digest(self.pieces())

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxslim_core import _emit
-from onnxslim_core._tensors import SparseTensor
+from onnxslim_core._tensors import SparseTensor, embed
 from onnxslim_core.graph import bodies, label_of
 
 __all__ = ["CHECKS", "STRUCTURE", "Check", "Interface", "Port", "infers", "out_of_order", "verify"]
@@ -225,10 +225,15 @@ def weights_fit(model: ir.Model) -> list[str]:
     return found
 
 
-def infers(model: ir.Model) -> list[str]:
-    """Onnx's checker and strict type and shape inference accept it; operators of other domains are not judged."""
+def infers(model: ir.Model, bare: bytes | None = None) -> list[str]:
+    """Onnx's checker and strict type and shape inference accept it; operators of other domains are not judged.
+
+    Args:
+        model: The model; it is not changed.
+        bare: What was written of it but for the weights of its main graph, where somebody has.
+    """
     try:
-        proto = _skeleton(model)
+        proto = _skeleton(model, bare)
         onnx.checker.check_model(proto)
         onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
     except (
@@ -242,27 +247,31 @@ def infers(model: ir.Model) -> list[str]:
     return []
 
 
-def _skeleton(model: ir.Model) -> onnx.ModelProto:
+def _skeleton(model: ir.Model, bare: bytes | None) -> onnx.ModelProto:
     """The model with the large weights of its main graph as inputs, which have a type and a shape but no data."""
     inputs = set(model.graph.inputs)
-    large = {
+    weights = {
         name: value.const_value
         for name, value in model.graph.initializers.items()
-        if value.const_value is not None
-        and value.const_value.nbytes >= _INLINE_BELOW
-        and not isinstance(value.const_value, SparseTensor)
+        if value.const_value is not None and not isinstance(value.const_value, SparseTensor)
     }
-    proto = _emit.write(model, skip={id(tensor) for tensor in large.values()})
-    for name, tensor in large.items():
-        if model.graph.initializers[name] not in inputs:
+    if bare is None:
+        proto = _emit.write(model, skip={id(tensor) for tensor in weights.values()})
+    else:
+        proto = onnx.ModelProto.FromString(bare)
+    outputs = {info.name for info in proto.graph.output}
+    kept = [info for info in proto.graph.value_info if info.name not in outputs]
+    del proto.graph.value_info[:]
+    for name, tensor in weights.items():
+        if tensor.nbytes < _INLINE_BELOW:
+            embed(tensor, name, proto.graph.initializer.add())
+        elif model.graph.initializers[name] not in inputs:
             info = proto.graph.input.add(name=name)
             info.type.tensor_type.elem_type = tensor.dtype.value
             for dim in tensor.shape.numpy():
                 info.type.tensor_type.shape.dim.add(dim_value=dim)
-    outputs = {info.name for info in proto.graph.output}
-    kept = [info for info in proto.graph.value_info if info.name not in large and info.name not in outputs]
-    del proto.graph.value_info[:]
-    proto.graph.value_info.extend(kept)
+    large = {info.name for info in proto.graph.input}
+    proto.graph.value_info.extend(info for info in kept if info.name not in large)
     return proto
 
 
@@ -291,18 +300,19 @@ STRUCTURE = (
 CHECKS = (*STRUCTURE, Check("types infer", infers))
 
 
-def verify(model: ir.Model, interface: Interface | None = None) -> list[str]:
+def verify(model: ir.Model, interface: Interface | None = None, bare: bytes | None = None) -> list[str]:
     """Everything that is wrong with a model, one line each; empty where it is sound.
 
     Args:
         model: The model; it is not changed.
         interface: What must have stayed; None leaves that out.
+        bare: As in `infers`.
     """
     found: list[str] = []
     for check in CHECKS:
         if check.run is infers and (found or (interface is not None and not interface.infers)):
             continue  # a broken structure has no proto worth inferring; nor proves a failure what failed before
-        problems = check.run(model)
+        problems = infers(model, bare) if check.run is infers else check.run(model)
         found += [f"{check.name}: {problem}" for problem in problems[:_MOST]]
         if len(problems) > _MOST:
             found.append(f"{check.name}: and {len(problems) - _MOST} more")
