@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxslim_core.graph import array_of, attribute, bodies, is_op
+from onnxslim_core.graph import STANDARD, array_of, attribute, bodies, is_op
 from onnxslim_core.measure.infer import Inference
 
 from ._sizes import KEPT, VECTORS, Dim, Vector
@@ -31,6 +31,9 @@ _SAME = frozenset(
 """Operators whose one output is of the type and sizes of the first input: no need to ask onnx."""
 
 _POOLS = ("MaxPool", "AveragePool", "LpPool")
+
+_SHAPED = ("Reshape", "Expand", "ConstantOfShape")
+"""Operators that are handed the shape of their result."""
 
 
 class Facts:
@@ -49,6 +52,7 @@ class Facts:
         self._plain: dict[tuple[int, tuple[int, ...]], onnx.TypeProto] = {}
         self._sizes: dict[int, tuple[onnx.TypeProto, tuple[Dim, ...] | None]] = {}
         self._settled: dict[int, onnx.TypeProto] = {}
+        self._shaped: dict[tuple[int, tuple[Dim, ...]], onnx.TypeProto] = {}
         self.enter(model.graph, trusted=True)
 
     # Reading
@@ -124,19 +128,17 @@ class Facts:
 
     def learn(self, node: ir.Node) -> None:
         """Learn the outputs of a node whose inputs are learned; what cannot be inferred stays unknown."""
-        if bool(bodies(node)):
+        op_type, types = node.op_type, self.types
+        if node.attributes.data and bodies(node):
             self._learn_control(node)
-        elif node.op_type in _SAME and is_op(node, node.op_type) and (kind := self._same(node)) is not None:
-            self.types[node.outputs[0]] = kind
-        elif not is_op(node, "Constant"):
+        elif op_type in _SAME and node.domain in STANDARD and (kind := self._same(node)) is not None:
+            types[node.outputs[0]] = kind
+        elif op_type != "Constant" or node.domain not in STANDARD:
             self._infer(node)
-            if node.op_type in ("Reshape", "Expand", "ConstantOfShape"):
-                self._refine(node)
-            vector = self._vector_of(node)
-            if vector is not None:
+            if op_type in VECTORS and (vector := self._vector_of(node)) is not None:
                 self._vectors[node.outputs[0]] = vector
         for value in node.outputs:
-            if value not in self.types and value.name:
+            if value not in types and value.name:
                 self._fall_back(value, node)
 
     def _same(self, node: ir.Node) -> onnx.TypeProto | None:
@@ -186,21 +188,24 @@ class Facts:
             self.types[value] = self._tensor_type(value.dtype, None)
 
     def _infer(self, node: ir.Node) -> None:
-        kinds: list[onnx.TypeProto | None] = []
+        types, kinds = self.types, list[onnx.TypeProto | None]()
         for value in node.inputs:
-            kind = None if value is None else self._type(value)
+            kind = None if value is None else types.get(value) or self._type(value)
             if value is not None and kind is None:
                 return
             kinds.append(kind)
         found = self._inference.outputs(node, kinds, self._small)
+        shaped, pool = node.op_type in _SHAPED, node.op_type in _POOLS
         for value, kind in zip(node.outputs, found, strict=True):
-            if kind is not None:
-                self.types[value] = self._named(node, kind)
+            if kind is None:
+                continue
+            if id(kind) in self._settled and not pool:
+                types[value] = kind
+            else:
+                types[value] = (self._refined(node, kind) if shaped else None) or self._named(node, kind)
 
     def _named(self, node: ir.Node, kind: onnx.TypeProto) -> onnx.TypeProto:
         """Give tokens to the sizes that inference left open, and open those that it may have got wrong."""
-        if id(kind) in self._settled and node.op_type not in _POOLS:
-            return kind
         if not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
             return kind
         doubtful = is_op(node, *_POOLS) and bool(attribute(node, "ceil_mode", 0))
@@ -219,34 +224,41 @@ class Facts:
                 dim.dim_param = self.token()
         return named
 
-    def _refine(self, node: ir.Node) -> None:
-        """Sizes of a result whose target shape is known in part."""
-        place = 0 if is_op(node, "ConstantOfShape") else 1
-        if not is_op(node, node.op_type) or len(node.inputs) <= place or not node.outputs[0].name:
-            return
-        target, dtype = self.vector(node.inputs[place]), self.elem_type(node.outputs[0])
-        if target is None or dtype is None or all(isinstance(t, int) for t in target):
-            return
+    def _refined(self, node: ir.Node, kind: onnx.TypeProto) -> onnx.TypeProto | None:
+        """The type of a result whose target shape is known in part; None where inference says as much."""
+        place = 0 if node.op_type == "ConstantOfShape" else 1
+        if node.domain not in STANDARD or len(node.inputs) <= place or not node.outputs[0].name:
+            return None
+        target, dtype = self.vector(node.inputs[place]), kind.tensor_type.elem_type
+        if target is None or not dtype or all(isinstance(t, int) for t in target):
+            return None
         source = () if place == 0 else self.dims(node.inputs[0])
         if source is None:
-            return
+            return None
         sizes: list[Dim | None] = list(target)
-        if is_op(node, "Reshape"):
+        if node.op_type == "Reshape":
             copies = not attribute(node, "allowzero", 0)
             for axis, size in enumerate(sizes):
                 if size == 0 and copies:
                     sizes[axis] = source[axis] if axis < len(source) else None
-        if is_op(node, "Expand"):
+        if node.op_type == "Expand":
             sizes = _broadcast(source, target)
-        kind = onnx.TypeProto()
-        kind.tensor_type.elem_type = dtype
-        for size in sizes:
-            dim = kind.tensor_type.shape.dim.add()
-            if isinstance(size, int) and size >= 0:
-                dim.dim_value = size
-            else:
-                dim.dim_param = size if isinstance(size, str) else self.token()
-        self.types[node.outputs[0]] = kind
+        settled = [size if isinstance(size, str) or (size is not None and size >= 0) else None for size in sizes]
+        return self._of_sizes(dtype, tuple([self.token() if size is None else size for size in settled]))
+
+    def _of_sizes(self, dtype: int, sizes: tuple[Dim, ...]) -> onnx.TypeProto:
+        """One proto for all tensors of a type and of the same sizes."""
+        found = self._shaped.get((dtype, sizes))
+        if found is None:
+            found = self._shaped[dtype, sizes] = onnx.TypeProto()
+            found.tensor_type.elem_type = dtype
+            found.tensor_type.shape.SetInParent()
+            for size in sizes:
+                if isinstance(size, int):
+                    found.tensor_type.shape.dim.add().dim_value = size
+                else:
+                    found.tensor_type.shape.dim.add().dim_param = size
+        return found
 
     def _full_window(self, node: ir.Node, axis: int, count: int) -> bool:
         """False where the last window of a pool may begin in the padding: runtimes differ in whether it counts."""
@@ -297,7 +309,7 @@ class Facts:
 
     def _vector_of(self, node: ir.Node) -> Vector | None:
         """What is known of the output of a node that computes with sizes."""
-        if node.op_type not in VECTORS or not is_op(node, node.op_type) or len(node.outputs) != 1:
+        if not is_op(node, node.op_type) or len(node.outputs) != 1:
             return None
         sizes = self.dims(node.outputs[0])
         if sizes is None or len(sizes) > 1 or self.elem_type(node.outputs[0]) not in (6, 7):

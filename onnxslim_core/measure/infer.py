@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -77,17 +77,17 @@ class Inference:
             kinds: Of its inputs; None for an absent one.
             content: Gives the array of an input that is a small constant.
         """
-        op_type, outputs = node.op_type, node.outputs
-        attributes = tuple([_frozen(attr) for attr in node.attributes.data.values()])
+        # this is asked of every node in every pass: nothing is made that is not needed, and no generator
+        op_type, given = node.op_type, node.attributes.data
+        attributes = tuple([_frozen(attr) for attr in given.values()]) if given else ()
         data: dict[int, np.ndarray] = {}
         if op_type not in _BLIND:
             for index, value in enumerate(node.inputs):
                 if value is not None and (array := content(value)) is not None:
                     data[index] = array
-        contents = tuple([(index, array.dtype.str, array.shape, array.tobytes()) for index, array in data.items()])
-        # lists are quicker than generators here, and this is asked for every node in every pass
-        operator = op_type, node.domain, node.overload, tuple([bool(value.name) for value in outputs])
-        key = operator, tuple([id(kind) for kind in kinds]), attributes, contents
+        contents = _contents(data) if data else ()
+        operator = op_type, node.domain, node.overload, tuple([bool(value.name) for value in node.outputs])
+        key = operator, tuple(map(id, kinds)), attributes, contents
         found = self._met.get(key)
         if found is None:
             types = tuple([None if kind is None else self._bytes_of(kind) for kind in kinds])  # and their ids stay
@@ -134,10 +134,15 @@ class Inference:
         return known[1]
 
 
+def _contents(data: Mapping[int, np.ndarray]) -> tuple[Hashable, ...]:
+    return tuple([(index, array.dtype.str, array.shape, array.tobytes()) for index, array in data.items()])
+
+
 def _frozen(attr: ir.Attr) -> Hashable | None:
     """An attribute as something to look up; None for a reference."""
     if attr.is_ref():
         return None
-    if attr.type in _PLAIN:
-        return attr.name, attr.type.value, attr.value
+    kind = attr.type
+    if kind in _PLAIN:
+        return attr.name, kind, attr.value
     return bytes(ir.serde.serialize_attribute(attr).SerializeToString(deterministic=True))
