@@ -100,6 +100,7 @@ class Fold:
         done: Node names by what was done.
         refused: Node names by (guard, reason).
         saved: Bytes by which the weights shrank.
+        news: Something was done that may let more be known than `walk` knew.
     """
 
     names: Names
@@ -112,31 +113,40 @@ class Fold:
     done: dict[str, list[str]] = field(default_factory=dict)
     refused: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     saved: int = 0
+    news: bool = False
     _stored: dict[Hashable, ir.Value] = field(default_factory=dict)
 
     def note(self, action: str, node: ir.Node) -> None:
         """Put on record what was done."""
         self.done.setdefault(f"{action} {node.op_type}", []).append(label_of(node))
 
+    def leads_on(self) -> bool:
+        """Whether another round could find more: of what this one stored, it knew the content itself."""
+        waits = any(guard == within_bound.__name__ for guard, _ in self.refused)
+        return self.news or waits or any(node.graph is not None for node in self.ahead)
+
     # Computing
 
     def walk(self, nodes: Iterable[ir.Node]) -> None:
         """Learn and compute, node by node, bodies included."""
         for node in nodes:
-            if (
-                is_op(node, "If")
-                and (condition := self.facts.array(node.inputs[0])) is not None
-                and condition.size == 1
-            ):
+            inner = bodies(node)
+            if inner and (branch := self._branch(node)) is not None:
                 self.done.setdefault("put the constant branch in the place of If", []).append(label_of(node))
-                self.walk(inline_branch(node, bool(condition.reshape(-1)[0]), self.names))
+                self.news = True
+                self.walk(inline_branch(node, branch, self.names))
                 continue
-            for body in bodies(node):
+            for body in inner:
                 self.facts.enter(body)
                 self.walk(body)
             self.facts.learn(node)
-            if not is_op(node, "Constant") and self._compute(node):
+            if not inner and node.op_type != "Constant" and self._compute(node):
                 self.ahead[node] = None
+
+    def _branch(self, node: ir.Node) -> bool | None:
+        """The condition of an If, where it is constant."""
+        condition = self.facts.array(node.inputs[0]) if is_op(node, "If") else None
+        return bool(condition.reshape(-1)[0]) if condition is not None and condition.size == 1 else None
 
     def refuses(self, node: ir.Node, guard: Callable[..., str | None], *args: object) -> bool:
         """Ask a guard; its reason goes on record."""
@@ -147,9 +157,9 @@ class Fold:
 
     def _compute(self, node: ir.Node) -> bool:
         """Compute the outputs of a node; False where they are not constant."""
-        if node.domain not in STANDARD or node.overload or bool(bodies(node)):
+        if node.domain not in STANDARD or node.overload or not node.outputs:
             return False
-        if any(attr.is_ref() for attr in node.attributes.values()):
+        if (attributes := node.attributes.data) and any(attr.is_ref() for attr in attributes.values()):
             return False
         arrays = self._from_sizes(node) or self._from_constants(node)
         if arrays is None:
@@ -165,8 +175,11 @@ class Fold:
         if len(node.outputs) != 1:
             return None
         value = node.outputs[0]
-        vector, sizes, dtype = self.facts.vector(value), self.facts.dims(value), self.facts.elem_type(value)
-        if vector is None or sizes is None or dtype is None or not all(isinstance(v, int) for v in vector):
+        vector = self.facts.vector(value)
+        if vector is None or not all(isinstance(v, int) for v in vector):
+            return None
+        sizes, dtype = self.facts.dims(value), self.facts.elem_type(value)
+        if sizes is None or dtype is None:
             return None
         shape = () if not sizes else (len(vector),)
         return [np.array(vector, dtype=ir.DataType(dtype).numpy()).reshape(shape)]
@@ -174,7 +187,10 @@ class Fold:
     def _from_constants(self, node: ir.Node) -> list[np.ndarray] | None:
         like = is_op(node, "CastLike")
         read = [node.inputs[0]] if like else list(node.inputs)
-        if not all(v is None or self.facts.is_constant(v) for v in read) or not self._is_small(node, read):
+        for value in read:
+            if value is not None and not self.facts.is_constant(value):
+                return None
+        if not self._is_small(node, read):
             return None
         if self.refuses(node, deterministic, node, self.opset) or self.refuses(node, keeps_quantized, node, self.facts):
             return None

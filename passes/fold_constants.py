@@ -52,7 +52,7 @@ from ._tidy import Tidy, inference_mode
 __all__ = ["FoldConstants"]
 
 _ROUNDS = 20
-"""One suffices, but for what a branch or a shape that became constant brings to light."""
+"""One suffices, but for what a branch or a shape that became constant brings to light, or what it leaves behind."""
 
 
 @final
@@ -89,7 +89,7 @@ class FoldConstants:
             refused, saved = fold.refused, saved + fold.saved
             for action, places in fold.done.items():
                 done.setdefault(action, []).extend(places)
-            if not fold.done:
+            if not fold.done or not fold.leads_on():
                 break
         else:
             raise InternalError("does not come to an end", self.name)
@@ -115,6 +115,7 @@ def _after_storing(model: ir.Model, fold: Fold) -> None:
             fold.note("made the shape constant of", node)
     tidy = Tidy(fold.names, fold.facts, fold.opset, (inference_mode,))
     tidy.run(model.graph)
+    fold.news = fold.news or bool(tidy.done)
     for action, places in tidy.done.items():
         fold.done.setdefault(action, []).extend(places)
 
@@ -140,6 +141,7 @@ def _plain_shape(node: ir.Node, fold: Fold) -> bool:
             plain.append(0 if size is not None and axis < len(sizes) and sizes[axis] == size else -2)
     if plain.count(-2) > 1 or (-2 in plain and any(size < 1 for size in plain if size != -2)):
         return False
+    fold.news = fold.news or -2 in plain  # inference may find it
     array = np.array([-1 if size == -2 else size for size in plain], dtype=np.int64)
     assert isinstance(node.graph, ir.Graph)
     replace_input(node, 1, fold.weight(node.graph, array, f"{node.name or 'Reshape'}/shape"))
