@@ -13,6 +13,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -176,7 +177,8 @@ def _peak(graph: ir.Graph, shapes: Shapes) -> int:
     position: dict[ir.Node, int] = {}
     for index, node in enumerate(nodes):
         position[node] = index
-        position.update({inner: index for body in bodies(node) for inner in all_nodes(body)})
+        for body in bodies(node):
+            position.update(dict.fromkeys(all_nodes(body), index))
     dies: dict[int, int] = defaultdict(int)
     alive = sum(_size(v, shapes) for v in graph.inputs if v.name not in graph.initializers)
     kept = set(graph.outputs)
@@ -194,9 +196,12 @@ def _peak(graph: ir.Graph, shapes: Shapes) -> int:
 
 def _size(value: ir.Value, shapes: Shapes) -> int:
     shape, dtype = shapes.shape.get(value), shapes.dtype.get(value)
-    if shape is None or dtype is None or dtype == ir.DataType.STRING:
-        return 0
-    return math.ceil(math.prod(shape) * dtype.itemsize)
+    return 0 if shape is None or dtype is None else _bytes_of(shape, dtype)
+
+
+@lru_cache
+def _bytes_of(shape: tuple[int, ...], dtype: ir.DataType) -> int:
+    return 0 if dtype == ir.DataType.STRING else math.ceil(math.prod(shape) * dtype.itemsize)
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,9 @@ class _Work:
             self._note(value, tensor.shape, tensor.dtype)
             self._keep_small(value)
         for node in graph:
-            self.values.update({str(v.name): v for v in node.outputs if v.name})
+            for value in node.outputs:
+                if value.name:
+                    self.values[value.name] = value
             if is_op(node, "Constant"):
                 self._constant(node)
 
@@ -204,11 +206,11 @@ class _Work:
 
     def _walk(self) -> None:
         """One forward walk: evaluate a node, or infer it by itself."""
-        later = []
+        later, shape = [], self.found.shape
         for node in self._pending:
             if not self._takes(node):
                 later.append(node)
-                if any(value not in self.found.shape for value in node.outputs if value.name):
+                if any(value not in shape for value in node.outputs if value.name):
                     self._infer_alone(node)
         self._pending = later
 
@@ -250,10 +252,12 @@ class _Work:
     def _takes(self, node: ir.Node) -> bool:
         """Whether a node can be evaluated; what it gives is noted."""
         arrays = self._outputs_of(node)
-        for output, array in zip(node.outputs, arrays or (), strict=False):
+        if arrays is None:
+            return False
+        for output, array in zip(node.outputs, arrays, strict=False):
             self.found.value[output], self.found.shape[output] = array, array.shape
             self.found.dtype.setdefault(output, ir.DataType.from_numpy(array.dtype))
-        return arrays is not None
+        return True
 
     def _evaluate(self) -> None:
         """One forward walk over the nodes that are not evaluated yet; the graph is sorted."""
@@ -264,14 +268,15 @@ class _Work:
             source = node.inputs[0]
             shape = None if source is None or source in self.found.seen else self.found.shape.get(source)
             return None if shape is None else [_shape_or_size(node, shape)]
+        value = self.found.value
         if not node.inputs:
             return None
         for operand in node.inputs:
-            if operand is not None and operand not in self.found.value:
+            if operand is not None and operand not in value:
                 return None
         if bool(bodies(node)):
             return None
-        return evaluate(node, [None if v is None else self.found.value[v] for v in node.inputs], self.opset)
+        return evaluate(node, [None if v is None else value[v] for v in node.inputs], self.opset)
 
     def _inferred(self) -> onnx.GraphProto:
         proto = onnx.ModelProto(ir_version=max(self.model.ir_version or 8, 4))
