@@ -300,11 +300,13 @@ def _free(graph: ir.Graph | ir.Function, external: deque[ir.TensorProtocol]) -> 
     """Replace the tensors that are views of the proto, so that it can go, and those in external data."""
 
     def freed(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        if isinstance(tensor, ir.TensorProtoTensor):  # nearly all of them
+            return inline(tensor.raw)
         if isinstance(tensor, ir.ExternalTensor):
             return external.popleft()
         if isinstance(tensor, ir.StringTensor):
             return inline(ir.serde.serialize_tensor(tensor))  # which checks the number of strings
-        return inline(tensor.raw) if isinstance(tensor, ir.TensorProtoTensor) else tensor
+        return tensor
 
     map_tensors_of(graph, freed)
     for value in graph.initializers.values() if isinstance(graph, ir.Graph) else ():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -93,8 +94,13 @@ def from_buffer(
         raise InvalidModel(f"{what} has {raw.nbytes} bytes of data where its shape asks for {expected}")
     if dtype.bitwidth < 8:
         return ir.PackedTensor(raw, dtype, shape=shape, name=name)
-    array = raw.view(np.dtype(dtype.numpy()).newbyteorder("<")) if count else np.zeros(0, dtype.numpy())
+    array = raw.view(_stored_as(dtype)) if count else np.zeros(0, dtype.numpy())
     return ir.Tensor(array.reshape(shape), dtype=dtype, name=name)
+
+
+@cache
+def _stored_as(dtype: ir.DataType) -> np.dtype[Any]:
+    return np.dtype(dtype.numpy()).newbyteorder("<")
 
 
 _FIELD_OF = {
@@ -107,6 +113,9 @@ _FIELD_OF = {
 """Which field holds the elements where raw_data does not; int32_data holds all others."""
 
 
+_DATA_FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+
+
 def inline(proto: onnx.TensorProto) -> ir.TensorProtocol:
     """A tensor whose data is in the proto, freed from the proto.
 
@@ -115,11 +124,7 @@ def inline(proto: onnx.TensorProto) -> ir.TensorProtocol:
     """
     dtype, shape, name = ir.DataType(proto.data_type), list(proto.dims), proto.name or None
     what = f"tensor {quote(proto.name)}"
-    filled = [
-        f
-        for f in ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
-        if len(getattr(proto, f))
-    ]
+    filled = [f for f in _DATA_FIELDS if getattr(proto, f)]
     raw = proto.HasField("raw_data")
     count = math.prod(shape)
     wanted = _FIELD_OF.get(dtype.name, "int32_data")
