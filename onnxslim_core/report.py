@@ -267,8 +267,11 @@ _AS_IT_IS = frozenset((str, int, bool, type(None)))
 
 def plain(value: Any) -> Any:
     """A value as JSON can hold it: records as dicts, arrays as lists, NaN and infinities as text."""
-    if type(value) in _AS_IT_IS:  # nearly all that there is, since a report has a row per node
+    kind = type(value)
+    if kind in _AS_IT_IS:  # nearly all that there is, since a report has a row per node
         return value
+    if kind is tuple or kind is list:
+        return [entry if type(entry) in _AS_IT_IS else plain(entry) for entry in value]
     if isinstance(value, bool | str):
         return value.value if isinstance(value, enum.Enum) else value
     if isinstance(value, enum.Enum):
@@ -282,7 +285,8 @@ def plain(value: Any) -> Any:
             return value
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if is_dataclass(value) and not isinstance(value, type):
-        return {name: plain(getattr(value, name)) for name in _fields_of(type(value))}
+        entries = [(name, getattr(value, name)) for name in _fields_of(type(value))]
+        return {name: entry if type(entry) in _AS_IT_IS else plain(entry) for name, entry in entries}
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, Path):
@@ -307,10 +311,17 @@ def _lines(value: Any, encode: Callable[[Any], str], margin: str) -> str:
     if isinstance(value, dict) and value:
         entries = [f"{encode(key)}: {_lines(entry, encode, inner)}" for key, entry in value.items()]
         return f"{{{inner}{f',{inner}'.join(entries)}{margin}}}"
-    if _holds_records(value):
-        entries = [_lines(entry, encode, inner) if _has_parts(entry) else encode(entry) for entry in value]
+    if not _holds_records(value):
+        return encode(value)
+    if any(map(_has_parts, value[:_LOOKED_AT])):
+        entries = [_lines(entry, encode, inner) for entry in value]
         return f"[{inner}{f',{inner}'.join(entries)}{margin}]"
-    return encode(value)
+    rows = encode(value)[1:-1].replace('}, {"', f'}},{inner}{{"')  # no text holds this: its quotes are escaped
+    return f"[{inner}{rows}{margin}]"
+
+
+_LOOKED_AT = 64
+"""Records of a list that say what all of them are like."""
 
 
 def _holds_records(value: Any) -> bool:
