@@ -71,7 +71,9 @@ def _merge(
         key = _key(node)
         if key is None:
             continue
-        twin = next((found for scope in scopes if (found := scope.get(key)) is not None), None)
+        twin = known.get(key)
+        if twin is None and outer:
+            twin = next((found for scope in outer if (found := scope.get(key)) is not None), None)
         if twin is None:
             known[key] = node
             continue
@@ -90,27 +92,29 @@ def _key(node: ir.Node) -> Hashable | None:
     if node.domain not in _PURE_DOMAINS or node.overload:
         return None
     parts = []
-    for name, attr in sorted(node.attributes.items()):
+    attributes = node.attributes.data
+    for name in sorted(attributes) if attributes else ():
+        attr = attributes[name]
         value = None if attr.is_ref() else _frozen(attr)
         if value is None:
             return None
         parts.append((name, int(attr.type), value))
-    outputs = tuple(bool(v.name) for v in node.outputs)
-    return node.op_type, node.domain in STANDARD, outputs, tuple(node.inputs), tuple(parts)
+    outputs = tuple([bool(v.name) for v in node.outputs])
+    return node.op_type, node.domain in STANDARD, outputs, node.inputs, tuple(parts)
 
 
 def _frozen(attr: ir.Attr) -> Hashable | None:
     """An attribute as something to compare; bytes for floats, so that 0.0 and -0.0 differ and NaN equals itself."""
-    kinds = ir.AttributeType
-    if attr.type in (kinds.INT, kinds.STRING):
+    kind, kinds = attr.type, ir.AttributeType
+    if kind in (kinds.INT, kinds.STRING):
         return (attr.value,)
-    if attr.type == kinds.FLOAT:
+    if kind == kinds.FLOAT:
         return struct.pack("<d", attr.value)
-    if attr.type in (kinds.INTS, kinds.STRINGS):
+    if kind in (kinds.INTS, kinds.STRINGS):
         return tuple(attr.value)
-    if attr.type == kinds.FLOATS:
+    if kind == kinds.FLOATS:
         return np.asarray(attr.value, dtype=np.float64).tobytes()
-    if attr.type == kinds.TENSOR:
+    if kind == kinds.TENSOR:
         return _content(attr.value)
     return None
 

@@ -116,10 +116,7 @@ def _sort(model: ir.Model) -> list[str]:
     while graphs:
         graph = graphs.pop()
         for node in graph:
-            inner = [n for body in bodies(node) for n in all_nodes(body)]
-            read = [v.producer() for n in (node, *inner) for v in n.inputs if v is not None]
-            own = {node, *inner}
-            if any(p is not None and p not in seen and p not in own and p.graph is graph for p in read):
+            if _waits(node, node, seen) or any(_waits(n, node, seen) for body in bodies(node) for n in all_nodes(body)):
                 moved.append(graph.name or "graph")
                 break
             seen.add(node)
@@ -131,6 +128,17 @@ def _sort(model: ir.Model) -> list[str]:
     except ValueError as err:
         raise InvalidModel("nodes depend on each other in a circle") from err
     return moved
+
+
+def _waits(reader: ir.Node, node: ir.Node, seen: set[ir.Node]) -> bool:
+    """True where a node, or a reader in its bodies, reads what comes later in the node's graph."""
+    for value in reader.inputs:
+        producer = None if value is None else value.producer()
+        if producer is None or producer in seen or producer is node:
+            continue
+        if producer.graph is node.graph:
+            return True
+    return False
 
 
 def _sweep(graph: ir.Graph, opset: int, gone: list[str]) -> int:
@@ -155,12 +163,14 @@ def _sweep(graph: ir.Graph, opset: int, gone: list[str]) -> int:
 
 def _trim(node: ir.Node, opset: int) -> bool:
     """Let go of trailing absent inputs and of optional outputs that nobody reads; True where something changed."""
-    if not is_op(node, node.op_type) or node.overload:
+    if node.domain not in STANDARD or node.overload:
         return False
     changed = False
     while node.inputs and node.inputs[-1] is None:
         node.resize_inputs(len(node.inputs) - 1)
         changed = True
+    if len(node.outputs) == 1:  # which is read, else the node would have gone
+        return changed
     idle = [index for index, v in enumerate(node.outputs) if v.name and not v.uses() and not v.is_graph_output()]
     optional = _optional_outputs(node, opset) if idle else set()
     for index in optional.intersection(idle):
