@@ -6,7 +6,7 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
-__all__ = ["few_collections", "keep_for_long"]
+__all__ = ["few_collections", "long_lived"]
 
 _COLLECT_EVERY = (500_000, 20, 1_000)
 """Thresholds of the garbage collector: a graph is millions of objects that live long, and looking through them again
@@ -25,8 +25,16 @@ def few_collections() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-def keep_for_long() -> None:
-    """Have all that there is by now looked through as seldom as what is old, without looking through it first."""
-    if not gc.get_freeze_count():  # what somebody else set aside would come back
-        gc.freeze()
-        gc.unfreeze()
+@contextlib.contextmanager
+def long_lived() -> Iterator[None]:
+    """What is made inside is not looked through by the garbage collector, and afterwards as seldom as what is old."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not gc.get_freeze_count():  # what somebody else set aside would come back
+            gc.freeze()
+            gc.unfreeze()
+        if enabled:
+            gc.enable()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxslim_core._collect import few_collections, keep_for_long
+from onnxslim_core._collect import few_collections, long_lived
 from onnxslim_core._feeds import open_feeds
 from onnxslim_core._files import digest_of_file
 from onnxslim_core._job import Clock, Job, said
@@ -181,7 +181,7 @@ def compress(
     limits = load_budget(budget) if isinstance(budget, str | Path) else budget or recipe.budget
     _check_request(limits, verify, measure_latency, metric)
     seed = recipe.seed if seed is None else seed
-    with clock("load"):
+    with clock("load"), long_lived():
         root = None if external_data_root is None else Path(external_data_root)
         start = load(model, external_data_root=root, keep_feedable=keep_feedable)
         given_sha256 = None if start.nbytes >= LARGE or start.source is None else _digest(start.source)
@@ -190,7 +190,6 @@ def compress(
         for each in {id(each): each for each in (start, reference)}.values():
             tell_nodes_apart(each)
             each.seal()
-        keep_for_long()
     with clock("samples"):
         sizes = {name: spec.shape for name, spec in recipe.inputs.items() if spec.shape is not None}
         sizes.update({name: tuple(shape) for name, shape in (shapes or {}).items()})

@@ -95,7 +95,7 @@ def _scopes(model: ir.Model) -> Iterator[tuple[_Owner, tuple[_Owner, ...]]]:
         yield graph, around
         inner = (*around, graph)
         for node in graph:
-            if node.attributes:
+            if node.attributes.data:
                 pending.extend((body, inner) for body in bodies(node))
 
 
@@ -109,7 +109,9 @@ def _defined(graph: _Owner) -> Iterator[ir.Value]:
     inputs = set(graph.inputs)
     yield from (value for value in _initializers(graph) if value not in inputs)
     for node in graph:
-        yield from (value for value in node.outputs if value.name != "")
+        for value in node.outputs:
+            if value.name != "":
+                yield value
 
 
 def out_of_order(model: ir.Model) -> list[str]:
