@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxslim_core import _files
 from onnxslim_core import model as model_module
 from onnxslim_core._emit import write_node
-from onnxslim_core.errors import InvalidModel, MeasureError, ModelError
+from onnxslim_core.errors import InternalError, InvalidModel, MeasureError, ModelError
 from onnxslim_core.model import Model, load, save, wrap
 from onnxslim_core.verify import verify
 from tests.oracles import run, session
@@ -769,3 +769,31 @@ def test_models_load_in_several_threads(tmp_path: Path) -> None:
 def test_saved_models_run_in_a_session_like_any_other(tmp_path: Path) -> None:
     save(load(net()), tmp_path / "m.onnx")
     assert [i.name for i in session(onnx.load(tmp_path / "m.onnx")).get_inputs()] == ["x"]
+
+
+def test_a_copy_shares_weights_and_keeps_what_is_noted() -> None:
+    branch = helper.make_graph([helper.make_node("Add", ["x", "w"], ["t"])], "branch", [], [info("t")])
+    other = helper.make_graph([helper.make_node("Neg", ["x"], ["e"])], "other", [], [info("e")])
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=other)
+    inputs = [info("x", [4]), info("c", [], TensorProto.BOOL)]
+    model = load(model_of(helper.make_graph([node], "g", inputs, [info("y", [4])], [weight("w", 4)])))
+    model.ir.graph.node(0).meta["of a node"] = 1
+    model.ir.graph.inputs[0].meta["of a value"] = 2
+    copy = model.copy()
+    assert copy.to_proto() == model.to_proto()
+    old, new = model.ir.graph, copy.ir.graph
+    assert new.node(0).meta["of a node"] == 1 and new.inputs[0].meta["of a value"] == 2
+    assert new.initializers["w"] is not old.initializers["w"]
+    assert new.initializers["w"].const_value is old.initializers["w"].const_value
+    inner = new.node(0).attributes["then_branch"].as_graph().node(0)
+    assert list(inner.inputs) == [new.inputs[0], new.initializers["w"]]  # captured from the copy, not from the original
+
+
+def test_a_graph_out_of_order_is_not_copied() -> None:
+    model = load(net())
+    graph = model.ir.graph
+    last = graph.node(1)
+    graph.remove(last)
+    graph.insert_before(graph.node(0), last)
+    with pytest.raises(InternalError, match="what no node before it makes"):
+        model.copy()

@@ -20,7 +20,18 @@ from onnxslim_core.errors import DataError
 from onnxslim_core.measure.cost import Cost, Layer
 from onnxslim_core.measure.fidelity import Fidelity, OutputFidelity
 from onnxslim_core.measure.latency import Interval, Latency
-from onnxslim_core.report import Asked, DataUsed, Machine, Report, StepRecord, headline, machine, plain, readable_bytes
+from onnxslim_core.report import (
+    Asked,
+    DataUsed,
+    Machine,
+    Report,
+    StepRecord,
+    headline,
+    json_text,
+    machine,
+    plain,
+    readable_bytes,
+)
 from onnxslim_core.rewrite import Change
 
 
@@ -190,3 +201,16 @@ def test_readable_bytes() -> None:
     assert [readable_bytes(n) for n in (0, 999, 1000, 1_500_000, 123_456_789, 2e12)] == [
         *("0 B", "999 B", "1.00 KB", "1.50 MB", "123 MB", "2000 GB"),
     ]
+
+
+def test_text_holds_what_was_given_a_row_a_line_whatever_names_hold() -> None:
+    names = ['a}, {"b', "a}, {b", 'say "no"', "two\nlines", "é", ""]
+    rows = [{"name": name, "shape": [1, 2]} for name in names]
+    steps = [{"name": name, "changes": rows, "options": {name: None}} for name in names]
+    told = {"rows": rows, "steps": steps, "none": [], "empty": {}, "one": 1.5, "mixed": [1, {"a": {"b": []}}]}
+    for ascii_only in (False, True):
+        text = json_text(told, ensure_ascii=ascii_only)
+        assert json.loads(text) == told
+        lines = [line.strip() for line in text.splitlines()]
+        assert sum(line.startswith('{"name": ') for line in lines) == len(names) * (1 + len(names))
+    assert json_text(told).isascii()
