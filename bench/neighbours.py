@@ -1,4 +1,6 @@
-"""What onnxruntime gains when neighbouring nodes change places or join: the figures behind `reorder` and `merge_convs`.
+"""What onnxruntime gains when neighbouring nodes change places or join.
+
+The figures behind `reorder`, `fuse_activations` and `merge_convs`.
 
     python bench/neighbours.py [--seconds 4]
 
@@ -47,6 +49,30 @@ def activations() -> Iterator[tuple[str, str, str, str]]:
     before = f"{{ c=Conv(x,A) d=Add(c,x) r=Relu(d) m=MaxPool<{POOL}>(r) y=Conv<{PAD}>(m,B) }}"
     after = f"{{ c=Conv(x,A) d=Add(c,x) m=MaxPool<{POOL}>(d) r=Relu(m) y=Conv<{PAD}>(r,B) }}"
     yield "Add, Relu, MaxPool: pool first", "reorder", head + before, head + after
+
+
+def pieces() -> Iterator[tuple[str, str, str, str]]:
+    """A hard sigmoid or hard swish in pieces, behind a Conv and alone."""
+    numbers = "float three = {3}, float zero = {0}, float six = {6}, float one = {1}, float k = {0.2}, float h = {0.5}"
+    head = f"g (float[1,16,80,80] x) => (float[1,16,80,80] y) <{numbers}, float[16,16,1,1] A, float[16] a>"
+    sixth = "HardSigmoid<alpha=0.16666667, beta=0.5>"
+    for what, conv, v in (("", "", "x"), ("Conv, ", "c=Conv(x,A,a) ", "c")):
+        before = f"{{ {conv}p=Add({v},three) q=Clip(p,zero,six) r=Mul({v},q) y=Div(r,six) }}"
+        yield (
+            f"{what}Add, Clip, Mul, Div: a HardSigmoid and a Mul",
+            "fuse_activations",
+            head + before,
+            head + f"{{ {conv}s={sixth}({v}) y=Mul({v},s) }}",
+        )
+    rows = (
+        ("Mul, Add, Clip: a HardSigmoid", "p=Mul(x,k) q=Add(p,h) y=Clip(q,zero,one)", "y=HardSigmoid(x)"),
+        ("Add, Clip, Div: a HardSigmoid", "p=Add(x,three) q=Clip(p,zero,six) y=Div(q,six)", f"y={sixth}(x)"),
+        ("Clip, Div: a HardSigmoid", "q=Clip(x,zero,six) y=Div(q,six)", "y=HardSigmoid<alpha=0.16666667, beta=0.0>(x)"),
+    )
+    for what, first, second in rows:
+        yield what, "fuse_activations", f"{head} {{ {first} }}", f"{head} {{ {second} }}"
+    before, after = "{ c=Conv(x,A,a) y=Clip(c,zero,one) }", "{ c=Conv(x,A,a) y=HardSigmoid(c) }"
+    yield "Conv, Clip: a HardSigmoid", "left out", head + before, head + after
 
 
 def averages() -> Iterator[tuple[str, str, str, str]]:
@@ -136,7 +162,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=RESULTS)
     args = options.parse_args()
     rows = []
-    for what, who, before, after in (*activations(), *averages(), *layouts(), *merges()):
+    for what, who, before, after in (*activations(), *pieces(), *averages(), *layouts(), *merges()):
         first, second = read(before), read(after)
         sizes = [dim.dim_value for dim in first.graph.input[0].type.tensor_type.shape.dim]
         sample = {"x": np.random.default_rng(0).standard_normal(sizes).astype(np.float32)}

@@ -37,6 +37,7 @@ TABLE = (
     Row("normalize", "normalize", "Normalize", Kind.BITWISE, "preview"),
     Row("fold_constants", "fold_constants", "FoldConstants", Kind.ALGEBRAIC, "preview"),
     Row("reorder", "reorder", "Reorder", Kind.ALGEBRAIC, "preview"),
+    Row("fuse_activations", "fuse_activations", "FuseActivations", Kind.ALGEBRAIC, "preview"),
     Row("fuse_batchnorm", "fuse_batchnorm", "FuseBatchNorm", Kind.ALGEBRAIC, "preview"),
     Row("merge_convs", "merge_convs", "MergeConvs", Kind.ALGEBRAIC, "preview"),
     Row("remove_idle", "remove_idle", "RemoveIdle", Kind.ALGEBRAIC, "preview"),

@@ -75,6 +75,9 @@ def rank_of(value: ir.Value | None) -> int | None:
         node = value.producer()
         if is_op(node, "Gemm", "Flatten"):
             return 2
+        if node is not None and is_op(node, "Conv", "ConvTranspose"):
+            value = node.inputs[1]  # what they make has the rank of their weight
+            continue
         keeps = is_op(node, *_KEEP_RANK) or (is_op(node, *ARITHMETIC, "MatMul") and _is_small(node))
         if node is None or not keeps:
             return None

@@ -25,7 +25,7 @@ settings.register_profile("nightly", _COMMON, max_examples=int(os.environ.get("H
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 EXACT = [row.name for row in TABLE if row.kind.exact]
-LOCAL = ["normalize", "fold_constants", "fuse_batchnorm", "merge_convs", "reorder"]
+LOCAL = ["normalize", "fold_constants", "fuse_activations", "fuse_batchnorm", "merge_convs", "reorder"]
 GROWTH = 1100
 """What fold_constants may add for one stored value, and a little for names and attributes of others."""
 

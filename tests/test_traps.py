@@ -271,7 +271,7 @@ TRAPS: dict[int, tuple[str, tuple[str, ...]]] = {
     37: ("0 and -1 in Reshape", (HERE_TOO, "tests/passes/fold_constants.md: ## With allowzero a 0 is a size")),
     38: ("attributes that became inputs", (HERE_TOO, "tests/test_fuse_batchnorm.py: def test_old_opsets_broadcast_otherwise_and_are_left_alone")),
     39: ("Softmax before opset 13", (HERE_TOO, "tests/ops/test_mix.py: T39")),
-    40: ("bounds of Clip", (HERE_TOO,)),
+    40: ("bounds of Clip", (HERE_TOO, "tests/passes/fuse_activations.md: ## Other ends, a clip alone, bounds in the wrong order")),
     41: ("forms of Constant", (HERE_TOO, "tests/test_rewrite.py: def test_array_of_every_form_of_constant")),
     42: ("casts lose bits", (HERE_TOO, "tests/passes/normalize.md: ## A Cast that cuts and comes back is no identity")),
     43: ("a zero border is not MaxPool's", (HERE_TOO, "tests/measure/test_fidelity.py: def test_what_an_optimizer_merges_wrongly_is_judged_as_written")),
