@@ -171,6 +171,7 @@ def test_exact_by_default_and_the_same_answers(tmp_path: Path) -> None:
         "normalize",
         "fold_constants",
         "reorder",
+        "fuse_activations",
         "fuse_batchnorm",
         "merge_convs",
         "remove_idle",
