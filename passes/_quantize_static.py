@@ -131,9 +131,7 @@ class Search:
         self.details["equalized"] = True
         return other, after
 
-    def _mixed(
-        self, draft: Draft, judge: Judge, few: Judge, batches: Sequence[Sample], whole: Score
-    ) -> Choice | None:
+    def _mixed(self, draft: Draft, judge: Judge, few: Judge, batches: Sequence[Sample], whole: Score) -> Choice | None:
         """The largest set of layers that holds; once it has been mended as a whole, since that takes most away.
 
         Args:

@@ -394,9 +394,24 @@ def test_other_ranges(method: str) -> None:
     assert cosine(before, now) > 0.95
 
 
+@pytest.mark.parametrize(("factor", "narrow"), [("large", False), ("small", True)])
+def test_a_product_with_a_float_factor_of_its_own_size_stays_in_float(factor: str, narrow: bool) -> None:
+    net = Net(6)
+    x = net.conv("x", "c1", 8, 3)
+    inner = x if factor == "large" else net.op("GlobalAveragePool", [x], "gap")
+    gate = net.op("HardSigmoid", [inner], "gate", alpha=1 / 6, beta=0.5)
+    net.op("Relu", [net.conv(net.op("Mul", [x, gate], "gated"), "c2", 8, 8)], "y")
+    after, (change,) = quantized(net.model(["n", 3, 12, 10], ["n", 8, 12, 10]), samples(36), repair="never")
+    assert change.applied
+    made = {output: node for node in after.graph.node for output in node.output}
+    (product,) = (node for node in after.graph.node if node.op_type == "Mul")
+    gates = [made[name].op_type for name in product.input]
+    assert gates.count("DequantizeLinear") == (2 if narrow else 1)
+
+
 def spiked(seed: int, count: int = 48) -> list[Sample]:
     """Samples of which some hold one huge value that no answer depends on."""
-    rng, found = np.random.default_rng(seed), []
+    rng, found = np.random.default_rng(seed), list[Sample]()
     for number in range(count):
         x = rng.normal(0, 1, (1, 3, 40, 40)).astype(np.float32)
         x[:, :, 0, 0] = 900.0 * (number % 24 == 0)

@@ -13,6 +13,7 @@ float between two int8 convolutions costs two conversions, and its range is then
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -136,7 +137,7 @@ def lay_out(
     while waiting:  # the greatest set in which every node has a reason to be there
         waiting = False
         for node in [*between, *reversed(between)]:
-            if node in nodes and not _belongs(node, nodes, chosen, read):
+            if node in nodes and not (_belongs(node, nodes, chosen, read) and _is_worth_it(node, nodes, spreads)):
                 nodes.discard(node)
                 waiting = True
     return _values(model, nodes, read)
@@ -181,6 +182,19 @@ def _belongs(
     if node.op_type in BOUND and maker is not None and maker in chosen:
         return True
     return node.outputs[0] in read or any(user in nodes for user, _ in verbs.users_of(node.outputs[0])[0])
+
+
+def _is_worth_it(node: ir.Node, nodes: Collection[ir.Node], spreads: Mapping[ir.Value, Spread]) -> bool:
+    """False for a product with a factor of its own size that was computed in float (x * HardSigmoid(x), say).
+
+    Bringing that factor to 8 bits takes as long as bringing the product there, and rounds once more.
+    """
+    out = math.prod(spreads[node.outputs[0]].shape)
+    return node.op_type != "Mul" or not any(
+        v.producer() not in nodes and v in spreads and math.prod(spreads[v].shape) >= out
+        for v in (node.inputs[index] for index in activations(node))
+        if v is not None and verbs.array_of(v) is None
+    )
 
 
 def _values(model: ir.Model, nodes: Collection[ir.Node], read: Collection[ir.Value]) -> Layout:
