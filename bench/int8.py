@@ -37,9 +37,11 @@ BATCHES = 100
 
 
 def recipe_text(args: argparse.Namespace, recipe: Recipe | None, data: str = "") -> str:
-    """Exact passes, then int8; parts of outputs are declared in the budget."""
-    lines = ["version = 1", data, "[[pass]]", 'name = "fuse_batchnorm"', "[[pass]]", 'name = "quantize"']
-    lines.append(f"min_cosine = {args.min_cosine}")
+    """The passes of the preset int8; parts of outputs are declared in the budget."""
+    lines = ["version = 1", data]
+    for step in osc.Recipe.preset("int8").steps:
+        lines += ["[[pass]]", f'name = "{step.name}"']
+    lines.append(f"min_cosine = {args.min_cosine}")  # of quantize, which is the last
     if args.min_agreement is not None:
         lines.append(f"min_agreement = {args.min_agreement}")
     for output, axis, parts in recipe.parts if recipe is not None else ():

@@ -109,8 +109,8 @@ def choose(
 ) -> Choice | None:
     """The layers that can be int8 together; None where not even one can.
 
-    Layers leave in the order of damage over effort until the rest holds, the number by bisection; then those that
-    left are tried again, the largest effort first.
+    Layers leave in the order of damage over effort until the rest holds, the number by bisection; where not even the
+    last of them holds, in the order of damage. Then those that left are tried again, the largest effort first.
 
     Args:
         draft: The model.
@@ -121,7 +121,6 @@ def choose(
         weights: Rounded with care.
         progress: Told after every set.
     """
-    order = leaving(draft.linear, damages, efforts)
     scores: dict[frozenset[ir.Node], Score] = {}
 
     def measured(nodes: Collection[ir.Node]) -> Choice:
@@ -132,18 +131,23 @@ def choose(
             scores[frozenset(inside)] = judge.look(draft.variant(draft.layout(inside, left), weights))
         return Choice(inside, scores[frozenset(inside)])
 
-    low, high, best = 0, len(order), None
-    middle = min(_first_guess(order, damages, MARGIN), high - 1)
-    while low < high:
-        choice = measured(set(order[middle:]))
-        if choice.holds:
-            high, best = middle, choice
-        else:
-            low = middle + 1
-        middle = (low + high) // 2
+    def bisected(order: Sequence[ir.Node]) -> Choice | None:
+        low, high, best = 0, len(order), None
+        middle = min(_first_guess(order, damages, MARGIN), high - 1)
+        while low < high:
+            choice = measured(set(order[middle:]))
+            if choice.holds:
+                high, best = middle, choice
+            else:
+                low = middle + 1
+            middle = (low + high) // 2
+        return best
+
+    best = bisected(leaving(draft.linear, damages, efforts))
+    best = best or bisected(sorted(draft.linear, key=damages.__getitem__, reverse=True))
     if best is None:
         return None
-    out = [node for node in order if node not in best.linear]
+    out = [node for node in draft.linear if node not in best.linear]
     for node in sorted(out, key=efforts.__getitem__, reverse=True)[:_SECOND_LOOKS]:
         choice = measured({*best.linear, node})
         best = choice if choice.holds else best
