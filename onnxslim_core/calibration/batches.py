@@ -7,10 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxslim_core.errors import MeasureError
+from onnxslim_core.measure.session import open_session, run
+from onnxslim_core.model import wrap
 from onnxslim_core.rewrite import Sample
 
 __all__ = ["stacked"]
 
+_NOTE = "onnxslim_core.takes_batches"
 _BYTES = 4 << 20
 """The inputs of one batch take at most so many: what lies between the layers takes some tens of times that."""
 
@@ -18,8 +22,9 @@ _BYTES = 4 << 20
 def stacked(model: ir.Model, samples: Sequence[Sample], size: int = 32) -> list[Sample]:
     """Samples joined along the first axis in groups of up to `size`, in order; fewer where samples are large.
 
-    Only where every input declares an unknown first dimension of one name and all samples have equal shapes; else
-    the samples are returned as they are.
+    Only where every input declares an unknown first dimension of one name, all samples have equal shapes, and
+    onnxruntime runs two of them together: an exporter may have written the size of its example into a Reshape. Else the
+    samples are returned as they are.
     """
     inputs = [value for value in model.graph.inputs if value.name in (samples[0] if samples else ())]
     firsts = {str(value.shape[0]) for value in inputs if value.shape is not None and len(value.shape)}
@@ -29,5 +34,24 @@ def stacked(model: ir.Model, samples: Sequence[Sample], size: int = 32) -> list[
         return list(samples)
     large = max(sum(array.nbytes for array in sample.values()) for sample in samples)
     size = min(size, max(_BYTES // max(large, 1), 1))
+    if min(size, len(samples)) < 2 or not _takes_two(model, _joined(samples[:2])):
+        return list(samples)
     groups = [samples[start : start + size] for start in range(0, len(samples), size)]
-    return [{name: np.concatenate([sample[name] for sample in group]) for name in group[0]} for group in groups]
+    return [_joined(group) for group in groups]
+
+
+def _joined(samples: Sequence[Sample]) -> Sample:
+    return {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def _takes_two(model: ir.Model, two: Sample) -> bool:
+    """Whether the model runs with two samples, noted at the model: passes ask more than once."""
+    if _NOTE not in model.meta:
+        session = open_session(wrap(model), optimize=False)
+        try:
+            run(session, two)
+        except MeasureError:
+            model.meta[_NOTE] = False
+        else:
+            model.meta[_NOTE] = True
+    return bool(model.meta[_NOTE])

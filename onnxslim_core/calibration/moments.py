@@ -84,6 +84,9 @@ def answered(moments: Moments, weights: Floats, bias: Floats) -> Moments:
 class Sums:
     """Moments under way.
 
+    They are taken around the means of the first rows: of an input that moves little, products around zero leave more
+    rounding than variance in float32, and covariances that are not even positive.
+
     Args:
         taps: Columns of one channel; where it is given, zeros are counted at the middle tap of each.
     """
@@ -92,17 +95,22 @@ class Sums:
         self._taps = taps
         self._rows = 0
         self._parts: list[Floats] = []
+        self._origin: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
     def add(self, x: NDArray[np.float32], y: NDArray[np.float32] | None = None) -> None:
         """Add rows x (r, d) and their targets y (r, n); without targets n is 0."""
         y = np.empty((len(x), 0), np.float32) if y is None else y
+        silent = np.zeros(0) if self._taps is None else _silent(x[:, self._taps // 2 :: self._taps])
+        if self._origin is None:
+            self._origin = x.mean(axis=0), y.mean(axis=0)
+        x, y = x - self._origin[0], y - self._origin[1]
         parts = [
             np.asarray(x.sum(axis=0), np.float64),
             np.asarray(y.sum(axis=0), np.float64),
             np.asarray(x.T @ x, np.float64),
             np.asarray(x.T @ y, np.float64),
             np.sum(np.square(y, dtype=np.float64), axis=0),
-            np.zeros(0) if self._taps is None else _silent(x[:, self._taps // 2 :: self._taps]),
+            silent,
         ]
         self._rows += len(x)
         if not self._parts:
@@ -117,7 +125,10 @@ class Sums:
         xx -= np.outer(x, x)
         h = (xx + xx.T) / 2
         v = np.maximum(yy - np.square(y), 0.0)
-        return Moments(self._rows, x, y, h, xy - np.outer(x, y), v, silent if self._taps is not None else None)
+        c, zeros = xy - np.outer(x, y), silent if self._taps is not None else None
+        if self._origin is not None:
+            x, y = x + self._origin[0], y + self._origin[1]
+        return Moments(self._rows, x, y, h, c, v, zeros)
 
 
 def _silent(x: NDArray[np.float32]) -> Floats:

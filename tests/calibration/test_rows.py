@@ -124,3 +124,18 @@ def test_a_walk_gives_every_value_of_the_whole_and_runs_each_node_once() -> None
             np.testing.assert_allclose(array, answer(whole, batch), rtol=1e-6)
     assert all(walk.has_run(node) for node in model.graph)
     assert walk.missing(named["y"]) == []
+
+
+def test_an_input_that_hardly_moves_has_the_covariance_it_has() -> None:
+    rng = np.random.default_rng(5)
+    x = (3 + 1e-4 * rng.normal(size=(2000, 24)) @ rng.normal(size=(24, 24))).astype(np.float32)
+    y = (x @ rng.normal(size=(24, 5)).astype(np.float32)).astype(np.float32)
+    sums = Sums()
+    for start in range(0, len(x), 50):
+        sums.add(x[start : start + 50], y[start : start + 50])
+    found, wide = sums.moments(), x.astype(np.float64)
+    right = np.cov(wide.T, bias=True)
+    assert np.abs(found.h - right).max() < 1e-5 * np.abs(right).max()
+    assert np.linalg.eigvalsh(found.h)[0] > -1e-6 * np.abs(right).max()
+    assert np.allclose(found.mean_x, wide.mean(axis=0), rtol=1e-6)
+    assert np.allclose(found.v, y.astype(np.float64).var(axis=0), rtol=1e-4)

@@ -200,7 +200,16 @@ def test_the_lasso_path_joins_where_coordinate_descent_does(seed: int) -> None:
         assert abs(descended(gram, cross, level * 0.999)[number]) > 1e-9
 
 
-def test_the_lasso_path_goes_round_what_is_there_twice() -> None:
+def test_the_lasso_path_goes_round_what_is_there_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = []
+    add = lasso._Active.add
+
+    def noted(self: lasso._Active, new: int) -> bool:
+        found = add(self, new)
+        together.append(set(self.members))
+        return found
+
+    monkeypatch.setattr(lasso._Active, "add", noted)
     rng = np.random.default_rng(0)
     z = rng.normal(size=(60, 9)) @ rng.normal(size=(9, 9))
     z[:, 4], z[:, 7] = z[:, 1], z[:, 0] + z[:, 2]
@@ -208,7 +217,8 @@ def test_the_lasso_path_goes_round_what_is_there_twice() -> None:
     with np.errstate(all="raise"):
         joined = [number for number, _ in lasso.path(z.T @ z / 60, z.T @ y / 60)]
     assert len({*joined} & {1, 4}) == 1
-    assert len({*joined} & {0, 2, 7}) == 2
+    assert len({*joined} & {0, 2, 7}) >= 2  # one may leave before another joins, by what rounding says of a tie
+    assert max(len(those & {0, 2, 7}) for those in together) == 2
     assert {3, 5, 6, 8} <= {*joined}
 
 

@@ -1,0 +1,36 @@
+"""Samples put together: only where the model is seen to take two."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxslim_core.calibration.batches import stacked
+
+
+def reshaped(target: list[int], first: int | str = "n") -> ir.Model:
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Reshape", ["r", "shape"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [first, 3, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * len(target))],
+        [numpy_helper.from_array(np.array(target, np.int64), "shape")],
+    )
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+@pytest.mark.parametrize(
+    ("target", "first", "together"),
+    [([-1, 12], "n", True), ([0, 12], "n", True), ([1, 12], "n", False), ([-1, 12], 1, False)],
+)
+def test_two_samples_go_together_where_the_model_runs_with_two(
+    target: list[int], first: int | str, together: bool
+) -> None:
+    samples = [{"x": np.full((1, 3, 4), float(number), np.float32)} for number in range(5)]
+    model = reshaped(target, first)
+    for _ in range(2):
+        found = stacked(model, samples, size=4)
+        assert [len(batch["x"]) for batch in found] == ([4, 1] if together else [1] * 5)
+        assert np.array_equal(np.concatenate([batch["x"] for batch in found])[:, 0, 0], np.arange(5))
