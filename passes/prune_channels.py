@@ -31,12 +31,9 @@ import onnx_ir as ir
 from onnxslim_core.calibration.answers import Answers, answers_of
 from onnxslim_core.calibration.batches import stacked
 from onnxslim_core.calibration.consumers import (
-    bias_of,
     kept_outputs,
     nodes_reading,
     note_kept,
-    put_weights,
-    weights_of,
 )
 from onnxslim_core.calibration.diversity import advised_ridge
 from onnxslim_core.channels.biases import add_shifts
@@ -190,11 +187,7 @@ class PruneChannels:
             details |= {"loss_unmended": before, "loss_mended": after}
             if not after < before:  # few samples, and a repair can do harm
                 repair = "none, since it did not help on samples set aside"
-                twins = {str(node.name): node for node in plain.graph}
-                for node in job.mended:
-                    twin = twins[str(node.name)]
-                    weights = weights_of(twin)
-                    put_weights(model, node, weights, bias_of(twin, weights.shape[1]))
+                model.graph = plain.graph
         what = f"remove {len(classes)} channels in all, repair {repair}"
         return Change(self.name, (), what, bytes_saved=saved, details=details)
 

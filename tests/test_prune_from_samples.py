@@ -117,6 +117,30 @@ def test_repair_helps_any_criterion_and_uniform_widths() -> None:
         assert lost(mended, original) < 0.6 * lost(plain, original)
 
 
+def with_matmul() -> ir.Model:
+    """The network with a MatMul and an Add for its head."""
+    proto = ir.to_proto(network())
+    graph, head = proto.graph, proto.graph.node.pop()
+    (weights,) = (tensor for tensor in graph.initializer if tensor.name == "fc")
+    weights.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(weights).T), "fc"))
+    graph.initializer.append(numpy_helper.from_array(np.full(7, 0.5, np.float32), "bias"))
+    graph.node.append(helper.make_node("MatMul", [head.input[0], "fc"], ["product"], name="product"))
+    graph.node.append(helper.make_node("Add", ["product", "bias"], ["y"], name="total"))
+    return ir.from_proto(proto)
+
+
+def test_a_repair_that_does_not_help_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor in the Add behind a MatMul, where its bias is."""
+    losses = iter([1.0, 2.0])
+    plain, undone = with_matmul(), with_matmul()
+    prune(plain, context(), criterion="l2", ratio=0.25, repair="none")
+    monkeypatch.setattr("onnxslim_core.passes.prune_channels.Answers.lost", lambda self, found: next(losses))
+    changes = prune(undone, context(), criterion="l2", ratio=0.25, repair="least_squares")
+    assert any("did not help" in change.action and change.details["nodes_solved"] for change in changes)
+    fresh = samples(8, 3)
+    assert np.array_equal(answers(plain, fresh), answers(undone, fresh))
+
+
 def test_a_plan_by_damage_loses_less_than_uniform_widths_of_the_same_cost() -> None:
     original, uniform, planned = network(), network(), network()
     prune(uniform, context(), criterion="obs", ratio=0.3)
