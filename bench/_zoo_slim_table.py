@@ -89,10 +89,11 @@ def summary(rows: Sequence[Mapping[str, Any]], least: float) -> Row:
     """What the issue asks of all models together."""
     real = [row for row in rows if row.get("inputs") not in (None, "random")]
 
-    def mean(part: str, key: str) -> float:
-        found = [best(row.get(part, ()), least) for row in real]
+    def mean(part: str, key: str) -> float | None:
+        found = [best(row[part], least) for row in real if row.get(part)]
         kept = [each if each is not None and each[key]["cosine"] >= least else None for each in found]
-        return float(np.exp(np.mean([0.0 if e is None else np.log(e["latency"]["ratio"]) for e in kept] or [0.0])))
+        logs = [0.0 if e is None else float(np.log(e["latency"]["ratio"])) for e in kept]
+        return float(np.exp(np.mean(logs))) if logs else None
 
     steps = [(row["model"], step) for row in rows for part in LADDERS for step in row.get(part, ())]
     timed = [(name, step) for name, step in steps if "latency" in step]
@@ -110,6 +111,7 @@ def summary(rows: Sequence[Mapping[str, Any]], least: float) -> Row:
     return {
         "models": len(rows),
         "with_real_samples": len(real),
+        "measured": {part: sum(bool(row.get(part)) for row in real) for part in LADDERS},
         "geometric_mean_slim": mean("slim", "judge"),
         "geometric_mean_slim_held_on_test": mean("slim", "test"),
         "geometric_mean_macs": mean("macs", "judge"),
@@ -128,18 +130,23 @@ def summary(rows: Sequence[Mapping[str, Any]], least: float) -> Row:
     }
 
 
+def _told_mean(total: Mapping[str, Any], part: str) -> str:
+    mean = total[f"geometric_mean_{part}"]
+    return "not measured" if mean is None else f"{mean:.3f} ({total['measured'][part]} models)"
+
+
 def page(rows: Sequence[Mapping[str, Any]], total: Mapping[str, Any], least: float) -> str:
     """The Markdown."""
     columns = ["model", "inputs", ">time over the original", "by", ">cosine, judged", ">cosine, others", "what"]
     columns += [">`quantize`", ">`slim`", ">`slim` with int8", ">time at multiply-adds, `macs`", ">error mended / not"]
     words = (
         f"Geometric mean of the time of {total['with_real_samples']} models with real samples, at a cosine of at least "
-        f"{least} in every part: {total['geometric_mean_all_levers']:.3f} of the original's by all levers "
-        f"({total['geometric_mean_all_levers_held_on_test']:.3f} where it must hold on other samples too); over the "
-        f"exact result {total['geometric_mean_int8']:.3f} by `quantize`, {total['geometric_mean_slim']:.3f} by `slim` "
-        f"in float ({total['geometric_mean_slim_held_on_test']:.3f} on others), {total['geometric_mean_macs']:.3f} by "
-        f"`macs`. {len(total['slower'])} results are slower than what went in, {len(total['off_grid'])} widths off the "
-        f"grid. Mending is better in {total['mended_better']} of {total['mended_and_cut']} models that were cut; in "
-        f"{total['cut_without_a_reader_to_mend']} more no reader has constant weights."
+        f"{least} in every part: {total['geometric_mean_all_levers']:.3f} of the original's by all levers that were "
+        f"measured ({total['geometric_mean_all_levers_held_on_test']:.3f} where it must hold on other samples too). "
+        f"Over the exact result: {_told_mean(total, 'int8')} by `quantize`, {_told_mean(total, 'slim')} by `slim` in "
+        f"float, {_told_mean(total, 'macs')} by `macs`. {len(total['slower'])} results are slower than what went in, "
+        f"{len(total['off_grid'])} widths off the grid. Mending is better in {total['mended_better']} of "
+        f"{total['mended_and_cut']} models that were cut; in {total['cut_without_a_reader_to_mend']} more no reader "
+        f"has constant weights."
     )
     return markdown(columns, [cells(row, least) for row in rows]) + f"\n{words}\n"
