@@ -232,7 +232,11 @@ class Search:
     def _mended(
         self, draft: Draft, judge: Judge, batches: Sequence[Sample], linear: Sequence[ir.Node], before: Score
     ) -> Score:
-        """Round these layers anew, with care, and keep that if it answers better; returns the better score."""
+        """Round these layers anew, with care, and keep that if it answers better; returns the better score.
+
+        Where both answer so well that few samples cannot tell them apart, what was mended is kept: layer by layer it
+        was measured to be nearer, on many positions.
+        """
         if not self._wants_mending(judge, before):
             return before
         old, context = draft.weights, self.context
@@ -245,7 +249,7 @@ class Search:
             progress=context.progress,
         )
         after = self._look(draft, judge, linear)
-        if after.damage < before.damage:
+        if after.damage < max(before.damage, _COMFORTABLE):
             self.details["mended"] = len(draft.weights)
             return after
         draft.weights = old
