@@ -155,7 +155,8 @@ def rival(
     try:
         return {**judged(path, target, name, test, recipe, args), "seconds": seconds}
     except Exception as error:  # a rival's result may not run
-        return {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+        told = f"{type(error).__name__}: {error}".replace(str(target), target.name)
+        return {"error": told.splitlines()[0][:200]}
 
 
 def classifier(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
