@@ -66,12 +66,18 @@ def ours(source: Path, folder: Path, options: tuple[str, ...]) -> tuple[list[str
 
 
 def measure(command: list[str], timeout: float, *, busy: bool = False) -> Run:
-    """Run a command and wait for its end; on a busy machine its processor time counts, not the clock on the wall."""
+    """Run a command and wait for its end; on a busy machine its processor time counts, not the clock on the wall.
+
+    Its peak of memory is asked for while it runs: in what the system says at its end, Linux counts in what this process
+    had at its highest, because the command was started from it.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with tempfile.TemporaryFile() as said:
         start = time.perf_counter()
         process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said, env=environment)
+        peak = 0
         while True:
+            peak = max(peak, _peak(process.pid))
             done, status, usage = os.wait4(process.pid, os.WNOHANG)
             if done:
                 break
@@ -79,7 +85,7 @@ def measure(command: list[str], timeout: float, *, busy: bool = False) -> Run:
                 process.kill()
                 _, status, usage = os.wait4(process.pid, 0)
                 process.returncode = status
-                return Run(None, usage.ru_maxrss * 1024, f"more than {timeout:.0f} s")
+                return Run(None, peak, f"more than {timeout:.0f} s")
             time.sleep(0.005)
         seconds = time.perf_counter() - start
         process.returncode = code = os.waitstatus_to_exitcode(status)
@@ -88,8 +94,17 @@ def measure(command: list[str], timeout: float, *, busy: bool = False) -> Run:
     failed = [line for line in lines if line.startswith('{"tool"') and not json.loads(line)["ok"]]
     if code or failed:
         note = json.loads(failed[-1])["error"] if failed else f"status {code}: {(lines or ['no message'])[-1]}"
-        return Run(None, usage.ru_maxrss * 1024, note[:200])
-    return Run(usage.ru_utime + usage.ru_stime if busy else seconds, usage.ru_maxrss * 1024)
+        return Run(None, peak, note[:200])
+    return Run(usage.ru_utime + usage.ru_stime if busy else seconds, peak)
+
+
+def _peak(pid: int) -> int:
+    """The resident memory of a running process at its highest, in bytes; 0 once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def once(tool: str, source: Path, python: str, timeout: float, busy: bool) -> Run:
