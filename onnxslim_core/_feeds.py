@@ -33,8 +33,11 @@ RANDOM_SAMPLES = 8
 COSTLY_MACS, COSTLY_NODES = 5e8, 4_000
 """Of one call of a costly model, and of a model whose calls are costly because it is long."""
 
-JUDGING_MACS = 4e11
-"""Given data is cut down to about so many multiply-accumulates per comparison, so that judging ends in minutes."""
+DECIDING_MACS, DECIDING_LEAST = 4e11, 48
+"""Given data to decide with is cut down to about so many multiply-accumulates, but not below so many samples: ranges
+and widths that were taken from a dozen do not hold on others."""
+JUDGING_MACS, JUDGING_LEAST = 2e11, 16
+"""Likewise for a comparison, so that judging ends in minutes."""
 
 NOISE_SAMPLES = 8
 """Looked at to tell pictures from noise."""
@@ -142,11 +145,9 @@ def open_feeds(
         misdeclared = _misdeclared(model, _shapes(run(session, judged[0])))
         return Feeds(judged, drawn[:half] or judged, judged, None, used, costs, misdeclared, forced, proven=proven)
     source = open_source(data, model, recipe.data, seed=seed, shapes=shapes, values=values)
-    source = _cut(source, model, recipe)
     misdeclared = _misdeclared(model, _shapes(run(session, source[0])))
-    deciding, judging = source.split(recipe.data.held_out)
-    if recipe.data.judging is not None:
-        deciding, judging = source, _judges(source, model, recipe, seed, shapes, values)
+    apart = None if recipe.data.judging is None else _judges(source, model, recipe, seed, shapes, values)
+    deciding, judging = sides(source, apart, model, recipe)
     noisy = looks_like_noise(judging.first(NOISE_SAMPLES))
     used = DataUsed(
         "given",
@@ -192,13 +193,24 @@ def _inferred(
     return Feeds([sample], [sample], [sample], None, used, costs, _misdeclared(model, answers), proven=False)
 
 
-def _cut(source: Source, model: Model, recipe: Recipe) -> Source:
-    """Fewer samples of costly models; as many as the recipe says where it says so."""
+def sides(source: Source, judging: Source | None, model: Model, recipe: Recipe) -> tuple[Source, Source]:
+    """Samples to decide with and to judge on: fewer of costly models; as many as the recipe says where it says so.
+
+    Args:
+        source: Given data; it is split where nothing is given to judge on.
+        judging: What a recipe sets apart for that.
+        model: Whose cost counts.
+        recipe: Its `[data]` says how many, and which share is held out.
+    """
     said = recipe.data
+    deciding, judging = source.split(said.held_out) if judging is None else (source, judging)
     if said.samples is not None or said.max_samples is not None or said.crops is not None:
-        return source
-    macs = cost(model, source[0]).macs
-    return source.first(max(16, int(JUDGING_MACS / macs)) if macs else len(source))
+        return deciding, judging
+    macs = max(cost(model, source[0]).macs, 1)
+    return (
+        deciding.first(max(DECIDING_LEAST, int(DECIDING_MACS / macs))),
+        judging.first(max(JUDGING_LEAST, int(JUDGING_MACS / macs))),
+    )
 
 
 def _judges(
@@ -218,7 +230,7 @@ def _judges(
     most = said.max_samples or said.samples or said.crops
     spec = dataclasses.replace(said, samples=None, crops=None, max_samples=most)
     path = (said.folder or Path.cwd()) / str(said.judging)
-    judging = _cut(open_source(path, model, spec, seed=seed, shapes=shapes, values=values), model, recipe)
+    judging = open_source(path, model, spec, seed=seed, shapes=shapes, values=values)
     if count := judging.common(source):
         text = f"{count} samples of {judging.name} are also in {source.name}: what decides must not judge"
         raise DataError(text, "leave them out of one of the two")

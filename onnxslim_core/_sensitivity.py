@@ -19,13 +19,12 @@ from typing import Any, cast
 import numpy as np
 
 from onnxslim_core import __version__, _files
-from onnxslim_core._feeds import JUDGING_MACS, NOISE_SAMPLES
+from onnxslim_core._feeds import NOISE_SAMPLES, sides
 from onnxslim_core.calibration.code import call_source, guarded, load_function
 from onnxslim_core.calibration.diversity import looks_like_noise, shortage
 from onnxslim_core.calibration.plausible import unlike_training
 from onnxslim_core.calibration.source import Data, Source, open_source
 from onnxslim_core.errors import DataError, RecipeError
-from onnxslim_core.measure.cost import cost
 from onnxslim_core.measure.inputs import random_samples
 from onnxslim_core.measure.pieces import cache_folder
 from onnxslim_core.model import Model, load, tell_nodes_apart
@@ -179,11 +178,8 @@ class _Feeds:
         if self.source is None:
             half = len(self.drawn) // 2
             return self.drawn[:half], self.drawn[half:][:probes], [], None
-        source, said = self.source, self.recipe.data
-        if said.samples is None and said.max_samples is None and said.crops is None:
-            macs = cost(model, source[0]).macs
-            source = source.first(max(16, int(JUDGING_MACS / macs))) if macs else source
-        deciding, judging = source.split(said.held_out) if self.judging is None else (source, self.judging)
+        source = self.source
+        deciding, judging = sides(source, self.judging, model, self.recipe)
         if not len(deciding):
             what = "one sample" if len(judging) == 1 else f"{len(judging)} samples of one image or recording"
             raise DataError(f"{source.name}: {what}, and nothing is left to decide with", "give samples that differ")

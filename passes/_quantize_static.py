@@ -33,6 +33,12 @@ _FEW = (3, 6)
 """Samples that a layer alone is looked at with, which only says which layers are worst."""
 _REFITTED = 12
 """Layers whose ranges are fitted, at most: those that do most damage alone."""
+_CHEAP = 0.01
+"""Share of the effort of all layers that those left in float for their damage may have."""
+_SPARED = 0.5
+"""Of the damage of all layers, what may be left without them."""
+_WORSE = 1.1
+"""What one of them may add to the damage of the others and still be int8."""
 _BETTER = 0.9
 """Of a layer's damage, what another range has to leave at most."""
 _COMFORTABLE = 0.25
@@ -86,7 +92,8 @@ class Search:
         batches = stacked(self.work, seen)
         draft = self._draft(self.work, wanted.nodes, batches)
         judge = self._judge(aside[: self._count(draft, _WORK, _LOOKS)])
-        draft, score = self._equalized(draft, judge, batches)
+        score = self._without_cheap(draft, judge)
+        draft, score = self._equalized(draft, judge, batches, score)
         everything = tuple(draft.linear)
         score = self._mended(draft, judge, batches, everything, score)
         self.details |= {"layers": len(everything), "cosine_of_all": score.cosine}
@@ -95,8 +102,37 @@ class Search:
             choice = self._mixed(draft, judge, judge.fewer(self._count(draft, _WORK / 4, _FEW)), batches, score)
         if choice is None:
             return None, ()
-        self._tell(choice, draft.linear)
+        self._tell(choice)
         return draft.variant(draft.layout(choice.linear)), choice.linear
+
+    def _without_cheap(self, draft: Draft, judge: Judge) -> Score:
+        """Leave out of the draft what does much of the damage and takes next to none of the time; what the rest scores.
+
+        Nothing is lost with the small product of a head in float, and no rounding mends what it does.
+        """
+        whole = self._look(draft, judge, draft.linear)
+        efforts = effort(draft)
+        held, cheap = sum(efforts.values()) * _CHEAP, list[ir.Node]()
+        for node in sorted(draft.linear, key=efforts.__getitem__):
+            held -= efforts[node]
+            if held < 0:
+                break
+            cheap.append(node)
+        if not cheap or len(cheap) == len(draft.linear) or not self._wants_mending(judge, whole):
+            return whole
+        inside = [node for node in draft.linear if node not in cheap]
+        score = self._look(draft, judge, inside)
+        if score.strain > _SPARED * whole.strain:
+            return whole
+        for node in sorted(cheap, key=_count_weights, reverse=True):  # what takes most bytes
+            more = [each for each in draft.linear if each is node or each in inside]
+            found = self._look(draft, judge, more)
+            if found.strain <= max(_WORSE * score.strain, _COMFORTABLE):
+                inside, score = more, found
+        if spared := [label_of(node) for node in draft.linear if node not in inside]:
+            self.details["cheap_in_float"] = spared
+        draft.linear = inside
+        return score
 
     def _draft(self, model: ir.Model, nodes: Sequence[ir.Node], batches: Sequence[Sample]) -> Draft:
         wanted, context = self.wanted, self.context
@@ -112,9 +148,8 @@ class Search:
         found.percentile = wanted.percentile
         return found
 
-    def _equalized(self, draft: Draft, judge: Judge, batches: Sequence[Sample]) -> tuple[Draft, Score]:
+    def _equalized(self, draft: Draft, judge: Judge, batches: Sequence[Sample], before: Score) -> tuple[Draft, Score]:
         """The draft with channels brought to one size, where that answers better, and what all its layers score."""
-        before = self._look(draft, judge, draft.linear)
         if not self._wants_mending(judge, before):
             return draft, before
         model = self.work.clone()
@@ -126,7 +161,7 @@ class Search:
             return draft, before
         other = self._draft(model, [twins[node] for node in draft.linear], batches)
         after = self._look(other, judge, other.linear)
-        if after.damage >= before.damage:
+        if after.strain >= before.strain:
             return draft, before
         self.details["equalized"] = True
         return other, after
@@ -148,7 +183,7 @@ class Search:
             draft.weights = mend(
                 draft, layout, batches, alone=True, seed=context.seed, threads=context.threads, progress=told
             )
-        damages = alone(draft, lambda model: few.look(model).damage, (), context.progress)
+        damages = alone(draft, lambda model: few.look(model).strain, (), context.progress)
         share = whole.damage / max(sum(damages.values()), 1e-12)
         refitted = wanted.ranges == "auto" and self._fit_ranges(draft, few, damages)
         worst = sorted(damages, key=damages.__getitem__, reverse=True)[:10]
@@ -185,7 +220,7 @@ class Search:
                     tried.add((value, method))
                     before = draft.methods.get(value, draft.method)
                     draft.methods[value] = method
-                    damage = few.look(draft.variant(draft.layout([node]))).damage
+                    damage = few.look(draft.variant(draft.layout([node]))).strain
                     if damage <= _BETTER * damages[node]:
                         damages[node] = damage
                     else:
@@ -203,18 +238,19 @@ class Search:
         score = judge.look(draft.variant(draft.layout(draft.linear)))
         choice: Choice | None = Choice(tuple(draft.linear), score)
         if not Choice((), score).holds:
-            damages = alone(draft, lambda model: judge.look(model).damage, (), self.context.progress)
+            damages = alone(draft, lambda model: judge.look(model).strain, (), self.context.progress)
             choice = choose(draft, judge, damages, draft.efforts(), progress=self.context.progress)
         if choice is None:
             return None, ()
-        self._tell(choice, draft.linear)
+        self._tell(choice)
         return draft.variant(draft.layout(choice.linear)), choice.linear
 
-    def _tell(self, choice: Choice, linear: Sequence[ir.Node]) -> None:
+    def _tell(self, choice: Choice) -> None:
         self.details |= {"cosine": choice.score.cosine, "parts": dict(choice.score.parts)}
         if choice.score.agreement is not None:
             self.details["agreement"] = choice.score.agreement
-        self.details["in_float"] = [label_of(node) for node in linear if node not in choice.linear]
+        chosen = {label_of(node) for node in choice.linear}
+        self.details["in_float"] = [label for label in map(label_of, self.wanted.nodes) if label not in chosen]
 
     def _judge(self, samples: Sequence[Sample]) -> Judge:
         return Judge(
@@ -249,17 +285,22 @@ class Search:
             progress=context.progress,
         )
         after = self._look(draft, judge, linear)
-        if after.damage < max(before.damage, _COMFORTABLE):
+        if after.strain < max(before.strain, _COMFORTABLE):
             self.details["mended"] = len(draft.weights)
             return after
         draft.weights = old
         return before
 
     def _wants_mending(self, judge: Judge, before: Score) -> bool:
-        sure = before.damage <= _COMFORTABLE and judge.answers >= _MANY
+        sure = before.strain <= _COMFORTABLE and judge.answers >= _MANY
         return self.wanted.repair == "always" or (self.wanted.repair == "auto" and not sure)
 
     def _count(self, draft: Draft, work: float, bounds: tuple[int, int]) -> int:
         """Samples for a look: fewer of a large network."""
         each = sum(effort(draft).values()) / max(draft.batch, 1)
         return int(min(max(work / max(each, 1.0), bounds[0]), bounds[1]))
+
+
+def _count_weights(node: ir.Node) -> int:
+    value = node.inputs[1]
+    return 0 if value is None or value.const_value is None else value.const_value.size

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxslim_core.passes import prune_channels
 
+from onnxslim_core import _feeds
 from onnxslim_core._feeds import open_feeds
 from onnxslim_core.calibration.spec import DataInput
 from onnxslim_core.cli import main
@@ -263,6 +264,22 @@ def test_other_samples_may_judge(photos: Path, tmp_path: Path, seen: list[Contex
     (tmp_path / "others" / "copy.png").write_bytes((photos / "5.png").read_bytes())
     with pytest.raises(DataError, match="1 samples of others are also in photos: what decides must not judge"):
         squeeze(plan, photos)
+
+
+def test_costly_models_are_decided_on_fewer_samples_but_not_on_a_dozen(
+    seen: list[Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(1)
+    x = np.stack([waves(rng, 12, 12) for _ in range(200)])
+    plan = f'[data.inputs.x]\nlayout = "NHWC"\nscale = 255\n{LOOK}'
+    used = squeeze(plan, {"x": x}).report.data
+    assert (used.deciding, used.judging) == (100, 100)
+    for name in ("DECIDING_MACS", "JUDGING_MACS"):
+        monkeypatch.setattr(_feeds, name, 1)
+    used = squeeze(plan, {"x": x}).report.data
+    assert (used.deciding, used.judging) == (48, 16) == (len(seen[-1].samples), 16)
+    used = squeeze(f"[data]\nmax_samples = 160\n{plan}", {"x": x}).report.data
+    assert (used.deciding, used.judging) == (80, 80)  # as many as it says
 
 
 # --- the whole way

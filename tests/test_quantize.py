@@ -457,6 +457,50 @@ def test_fewer_samples_do_not_tell_other_columns_apart() -> None:
     assert (judge.answers, few.answers) == (12, 6)
 
 
+def drowned() -> onnx.ModelProto:
+    """A head that reads features beside the same ones a thousandfold, and hears nearly the small ones alone."""
+    net = Net(11)
+    body = net.op("Relu", [net.conv("x", "stem", 16, 3)], "stem.r")
+    body = net.op("Relu", [net.conv(body, "body", 16, 16)], "body.r")
+    small = net.op("Flatten", [net.op("GlobalAveragePool", [body], "gap")], "f")
+    large = net.op("Mul", [small, net.put("thousand", np.array(1000, np.float32))], "m")
+    joined = net.op("Concat", [small, large], "joined", axis=1)
+    weights = net.rng.normal(0, 1, (32, 7))
+    weights[16:] /= 1e5
+    net.op("Gemm", [joined, net.put("fc", weights.astype(np.float32))], "y")
+    return net.model(["n", 3, 16, 16], ["n", 7])
+
+
+def test_a_small_product_that_does_the_damage_stays_in_float() -> None:
+    model, given = drowned(), samples(shape=(1, 3, 16, 16))
+    after, (change,) = quantized(model, given)
+    assert change.details["cheap_in_float"] == change.details["in_float"] == ["Gemm 'y'"]
+    assert change.action.startswith("2 of 3")
+    fresh = samples(16, seed=9, shape=(1, 3, 16, 16))
+    (before,), (now,) = (answers(each, fresh) for each in (model, after))
+    assert cosine(before, now) > 0.99
+    _, (change,) = quantized(residual(), samples())
+    assert "cheap_in_float" not in change.details  # which does no damage
+
+
+def test_what_a_softmax_hides_is_told_by_its_logarithm() -> None:
+    net = Net(3)
+    net.put("w", np.eye(4, dtype=np.float32) * 30)
+    logits = net.op("MatMul", ["x", "w"], "logits")
+    net.op("Softmax", [logits], "y")
+    held = load(net.model(["n", 4], ["n", 4])).ir
+    sure = [{"x": np.roll(np.array([[2, 1, 0, -1]], np.float32), shift)} for shift in range(12)]
+    judge = Judge(held, sure, min_cosine=0.99)
+    same = judge.look(held)
+    assert same.damage == pytest.approx(0, abs=1e-9) and same.strain == pytest.approx(0, abs=1e-6)
+    other = load(net.model(["n", 4], ["n", 4])).ir
+    weight = other.graph.initializers["w"]
+    weight.const_value = ir.Tensor(np.eye(4, dtype=np.float32) * 30 + 8 * np.float32(np.tri(4, k=-1)))
+    score = judge.look(other)
+    assert score.damage < 1e-6 and score.cosine > 0.999999  # every answer is 0 or 1 as before
+    assert score.strain > 0.5
+
+
 def test_same_input_gives_the_same_bytes() -> None:
     first, second = (quantized(residual(), samples(), repair="always")[0] for _ in range(2))
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)

@@ -3,6 +3,9 @@
 Parts matter: in a detector's output the boxes, in pixels, drown the scores, and the cosine of the whole stays at .9997
 while no score is left. Where the user declares no parts, columns of very different size are told apart
 (`calibration.answers`).
+
+A Softmax hides what was done until an answer flips: 0 and 1 stay 0 and 1. Its logarithm, but for a shift what it reads,
+does not, and says on few samples which of two variants is nearer. It orders variants; the answers decide.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from onnxslim_core.rewrite import Sample
 
 __all__ = ["Judge", "Score"]
 
+_LEAST = 1e-30
+"""Probabilities below count as so much."""
 _FEWEST = 8
 """Answers below which one that flips is no verdict on the share that agrees."""
 
@@ -36,12 +41,14 @@ class Score:
         agreement: Of the worst part that has a first answer: the share where it is the same; None where none has one.
         damage: The largest share of what may be lost; at most 1 where the target is met. Few samples may be lucky, so
             one standard error counts as lost too.
+        strain: The same with what the logarithms of probabilities lose on top, to compare variants by.
         parts: Cosine by part.
     """
 
     cosine: float
     agreement: float | None
     damage: float
+    strain: float
     parts: Mapping[str, float]
 
 
@@ -77,6 +84,7 @@ class Judge:
         self._answers = answers_of(model, samples, threads)
         self._parts = dict(parts or {})
         self.answers = sum(_rows(sample) for sample in samples)
+        self._probable = {name for name in (self._answers[0] if self._answers else ()) if self._is_probable(name)}
         for name, value in (self._answers[0] if self._answers else {}).items():
             found = told_apart([as_array(each[name]) for each in self._answers]) if name not in self._parts else None
             if found is not None and isinstance(value, np.ndarray):
@@ -103,13 +111,24 @@ class Judge:
         session = open_session(wrap(model), threads=self._threads)
         tallies: dict[str, Tally] = {}
         singles: dict[str, list[float]] = {}
+        hidden: dict[str, list[float]] = {}
         for sample, expected in zip(self._samples, self._answers, strict=True):
             batch = _rows(sample)
             for name, answer in run(session, sample).items():
+                if name in self._probable and np.shape(answer) == np.shape(expected[name]):
+                    both = (_log(each) for each in (expected[name], answer))
+                    hidden.setdefault(name, []).extend(_lost(*both, batch))
                 for part, ours, theirs in self._split(name, expected[name], answer):
                     tallies.setdefault(part, Tally()).add(ours, theirs, batch)
                     singles.setdefault(part, []).extend(_lost(ours, theirs, batch))
-        return self._score({part: tally.result(None) for part, tally in tallies.items()}, singles)
+        return self._score({part: tally.result(None) for part, tally in tallies.items()}, singles, hidden)
+
+    def _is_probable(self, name: str) -> bool:
+        """Whether an output holds probabilities, which sum to one along its last axis."""
+        arrays = [as_array(each[name]) for each in self._answers]
+        if any(a.dtype.kind != "f" or a.ndim < 1 or a.shape[-1] < 2 or not a.size or a.min() < 0 for a in arrays):
+            return False
+        return all(bool(np.allclose(a.sum(axis=-1), 1, atol=1e-3)) for a in arrays)
 
     def _split(self, name: str, expected: Any, answer: Any) -> list[tuple[str, Any, Any]]:
         whole = [(name, expected, answer)]
@@ -118,7 +137,12 @@ class Judge:
         ours, theirs = (columns_of(each, self._parts[name]) for each in (expected, answer))
         return whole + [(f"{name}.{part}", ours[part], theirs[part]) for part in ours]
 
-    def _score(self, found: Mapping[str, OutputFidelity], singles: Mapping[str, Sequence[float]]) -> Score:
+    def _score(
+        self,
+        found: Mapping[str, OutputFidelity],
+        singles: Mapping[str, Sequence[float]],
+        hidden: Mapping[str, Sequence[float]],
+    ) -> Score:
         cosines, agreements, damage = {}, [], 0.0
         for part, each in found.items():
             # integers and texts answer for themselves: the share that is equal stands where a cosine would
@@ -132,11 +156,19 @@ class Judge:
         agreement = min(agreements, default=None)
         if self._min_agreement is not None and agreement is not None:
             damage = max(damage, (1 - agreement) / max(1 - self._min_agreement, 1e-6))
-        return Score(min(cosines.values(), default=1.0), agreement, damage, cosines)
+        behind = max((float(np.mean(lost)) for lost in hidden.values() if lost), default=0.0)
+        strain = damage + behind / max(1 - self._min_cosine, 1e-6)
+        return Score(min(cosines.values(), default=1.0), agreement, damage, strain, cosines)
 
 
 def _rows(sample: Sample) -> int:
     return next((len(array) for array in sample.values() if np.ndim(array)), 1)
+
+
+def _log(probabilities: Any) -> Any:
+    """What a Softmax reads, moved so that its mean is zero."""
+    found = np.log(np.maximum(as_array(probabilities).astype(np.float64), _LEAST))
+    return found - found.mean(axis=-1, keepdims=True)
 
 
 def _lost(ours: Any, theirs: Any, batch: int) -> list[float]:
