@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxslim_core import graph as verbs
 from onnxslim_core.calibration.answers import Answers, answers_of
+from onnxslim_core.calibration.batches import first_of
 from onnxslim_core.errors import MeasureError, SlimError, UnsupportedModel
 from onnxslim_core.graph import label_of
 from onnxslim_core.model import load
@@ -116,17 +117,6 @@ def precision_units(
     for node, loss in losses.items():
         layer = Precision(mine[str(node.name)])
         found.append((Unit(label_of(layer.node), rows_of(layer, loss)), layer))
-    return found
-
-
-def first_of(batches: Sequence[Sample], count: int) -> list[Sample]:
-    """So many batches that they hold at least `count` samples, where there are so many."""
-    found, held = list[Sample](), 0
-    for batch in batches:
-        if held >= count:
-            break
-        found.append(batch)
-        held += next((len(array) for array in batch.values() if np.ndim(array)), 1)
     return found
 
 

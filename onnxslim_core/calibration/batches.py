@@ -12,11 +12,27 @@ from onnxslim_core.measure.session import open_session, run
 from onnxslim_core.model import wrap
 from onnxslim_core.rewrite import Sample
 
-__all__ = ["stacked"]
+__all__ = ["first_of", "samples_in", "stacked"]
 
 _NOTE = "onnxslim_core.takes_batches"
 _BYTES = 4 << 20
 """The inputs of one batch take at most so many: what lies between the layers takes some tens of times that."""
+
+
+def samples_in(batch: Sample) -> int:
+    """How many samples a batch holds: the first size of its first array that has one."""
+    return next((len(array) for array in batch.values() if np.ndim(array)), 1)
+
+
+def first_of(batches: Sequence[Sample], count: int) -> list[Sample]:
+    """So many batches that they hold at least `count` samples, where there are so many."""
+    found, held = list[Sample](), 0
+    for batch in batches:
+        if held >= count:
+            break
+        found.append(batch)
+        held += samples_in(batch)
+    return found
 
 
 def stacked(model: ir.Model, samples: Sequence[Sample], size: int = 32) -> list[Sample]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxslim_core import graph as verbs
+from onnxslim_core.calibration.batches import samples_in
 from onnxslim_core.quant.grid import Grid, grid_of
 from onnxslim_core.quant.insert import Rounded, insert
 from onnxslim_core.quant.layout import BETWEEN, Layout, activations, lay_out, linear_nodes
@@ -74,8 +74,7 @@ class Draft:
                 if value is not None and value.name and verbs.array_of(value) is None and _flows(value):
                     wanted[value] = None
         spreads = observe(model, list(wanted), batches, histograms=histograms, threads=threads, progress=progress)
-        batch = next((len(array) for array in batches[0].values() if np.ndim(array)), 1)
-        return cls(model, nodes, spreads, batch)
+        return cls(model, nodes, spreads, samples_in(batches[0]))
 
     def layout(
         self, linear: Collection[ir.Node], left: Collection[ir.Node] = (), read: Collection[ir.Value] = ()

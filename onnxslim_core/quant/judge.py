@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxslim_core.calibration.answers import answers_of, told_apart
+from onnxslim_core.calibration.batches import first_of, samples_in
 from onnxslim_core.measure.scores import OutputFidelity, Parts, Tally, as_array, columns_of
 from onnxslim_core.measure.session import open_session, run
 from onnxslim_core.model import wrap
@@ -83,7 +84,7 @@ class Judge:
         self._min_agreement = min_agreement
         self._answers = answers_of(model, samples, threads)
         self._parts = dict(parts or {})
-        self.answers = sum(_rows(sample) for sample in samples)
+        self.answers = sum(samples_in(sample) for sample in samples)
         self._probable = {name for name in (self._answers[0] if self._answers else ()) if self._is_probable(name)}
         for name, value in (self._answers[0] if self._answers else {}).items():
             found = told_apart([as_array(each[name]) for each in self._answers]) if name not in self._parts else None
@@ -96,10 +97,9 @@ class Judge:
         To a few samples the empty margin of a map would look like columns of another kind.
         """
         other = copy.copy(self)
-        held = np.cumsum([_rows(sample) for sample in self._samples])
-        number = min(int(np.searchsorted(held, answers)) + 1, len(held))
-        other._samples, other._answers = self._samples[:number], self._answers[:number]
-        other.answers = int(held[number - 1])
+        other._samples = first_of(self._samples, answers)
+        other._answers = self._answers[: len(other._samples)]
+        other.answers = sum(samples_in(sample) for sample in other._samples)
         return other
 
     def look(self, model: ir.Model) -> Score:
@@ -113,7 +113,7 @@ class Judge:
         singles: dict[str, list[float]] = {}
         hidden: dict[str, list[float]] = {}
         for sample, expected in zip(self._samples, self._answers, strict=True):
-            batch = _rows(sample)
+            batch = samples_in(sample)
             for name, answer in run(session, sample).items():
                 if name in self._probable and np.shape(answer) == np.shape(expected[name]):
                     both = (_log(each) for each in (expected[name], answer))
@@ -159,10 +159,6 @@ class Judge:
         behind = max((float(np.mean(lost)) for lost in hidden.values() if lost), default=0.0)
         strain = damage + behind / max(1 - self._min_cosine, 1e-6)
         return Score(min(cosines.values(), default=1.0), agreement, damage, strain, cosines)
-
-
-def _rows(sample: Sample) -> int:
-    return next((len(array) for array in sample.values() if np.ndim(array)), 1)
 
 
 def _log(probabilities: Any) -> Any:

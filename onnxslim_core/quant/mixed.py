@@ -194,8 +194,9 @@ def mended_set(
         else:
             low = middle + 1
             share = choice.score.damage / max(sum(damages[node] for node in nodes), 1e-12)
-        guess = max(_first_guess(order, damages, MARGIN / max(share, 1e-12)), low)
-        middle = guess if best is None else (low + high) // 2
+        middle = (low + high) // 2
+        if best is None:
+            middle = max(_first_guess(order, damages, MARGIN / max(share, 1e-12)), low)
     return best
 
 
