@@ -9,6 +9,10 @@ from onnxslim_core.quant.judge import Score
 from onnxslim_core.quant.mixed import MARGIN, leaving, mended_set
 
 
+def scored(damage: float) -> Score:
+    return Score(1.0, None, damage, damage, {})
+
+
 def layers(count: int) -> list[ir.Node]:
     return [ir.node("Relu", [ir.Value(name=f"x{number}")], name=f"n{number}") for number in range(count)]
 
@@ -26,7 +30,7 @@ def test_no_more_layers_leave_than_have_to(kept: float) -> None:
 
     def mended(inside: tuple[ir.Node, ...]) -> Score:
         seen.append(inside)
-        return Score(1.0, None, kept * 10 * sum(damages[node] for node in inside), {})
+        return scored(kept * 10 * sum(damages[node] for node in inside))
 
     found = mended_set(nodes, damages, kept * 10, mended)
     assert found is not None and found.holds and found.linear in seen
@@ -37,10 +41,10 @@ def test_no_more_layers_leave_than_have_to(kept: float) -> None:
 def test_a_share_that_was_guessed_too_low_is_learned() -> None:
     nodes = layers(20)
     damages = dict.fromkeys(nodes, 1.0)
-    found = mended_set(nodes, damages, 0.05, lambda inside: Score(1.0, None, 0.2 * len(inside), {}))
+    found = mended_set(nodes, damages, 0.05, lambda inside: scored(0.2 * len(inside)))
     assert found is not None and len(found.linear) == 4
 
 
 def test_none_where_no_set_was_met() -> None:
     nodes = layers(5)
-    assert mended_set(nodes, dict.fromkeys(nodes, 1.0), 1.0, lambda inside: Score(0.0, None, 50.0, {})) is None
+    assert mended_set(nodes, dict.fromkeys(nodes, 1.0), 1.0, lambda inside: scored(50.0)) is None
