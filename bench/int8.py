@@ -1,11 +1,12 @@
 """How near and how fast is int8, beside onnxruntime's own quantization and NNCF, on the same images in the same run?
 
-    python bench/int8.py [NAME ...] [--rivals PYTHON] [--classifier MODEL CALIBRATION.npz TEST.npz]
+    python bench/int8.py [NAME ...] [--rivals PYTHON] [--classifier MODEL CALIBRATION.npz TEST.npz] [--plan SHARE]
 
 Each model of the zoo gets inputs made from photos and rendered text (`_int8_data.py`), half of which the pass sees;
 figures are from others, drawn from another seed. Latency is one thread, calls in turns with the float original.
 `--rivals` names a Python that has onnxruntime and, if it is to take part, nncf. `--classifier` is an image classifier
-with its own images (`image`, uint8 NHWC, and `label`). Rows are kept in int8.json from run to run, so that single
+with its own images (`image`, uint8 NHWC, and `label`). With `--plan` also one plan of widths, blocks, ranks and int8 is
+made, which is to take that share of the time. Rows are kept in int8.json from run to run, so that single
 models can be measured again.
 
 A model counts as good where every part of every output has a cosine of at least --min-cosine on images that nobody has
@@ -32,18 +33,17 @@ from _zoo import models, settings
 
 import onnxslim_core as osc
 
+FORMS = ("width", "gone", "rank", "int8")
 TOOLS = ("onnxruntime", "onnxruntime-cnn", "nncf", "nncf-accuracy")
 BATCHES = 100
 
 
-def recipe_text(args: argparse.Namespace, recipe: Recipe | None, data: str = "") -> str:
-    """The passes of the preset int8; parts of outputs are declared in the budget."""
+def recipe_text(recipe: Recipe | None, last: Mapping[str, Any], data: str = "") -> str:
+    """The exact passes of the preset int8 and one that loses something; parts of outputs are declared in the budget."""
     lines = ["version = 1", data]
-    for step in osc.Recipe.preset("int8").steps:
+    for step in osc.Recipe.preset("int8").steps[:-1]:
         lines += ["[[pass]]", f'name = "{step.name}"']
-    lines.append(f"min_cosine = {args.min_cosine}")  # of quantize, which is the last
-    if args.min_agreement is not None:
-        lines.append(f"min_agreement = {args.min_agreement}")
+    lines += ["[[pass]]", *(f"{key} = {json.dumps(value)}" for key, value in last.items())]
     for output, axis, parts in recipe.parts if recipe is not None else ():
         told = ", ".join(f"{name} = [{first}, {end}]" for name, first, end in parts)
         lines += [f'[budget.output."{output}"]', f"axis = {axis}", f"parts = {{{told}}}"]
@@ -99,24 +99,35 @@ def judged(
 def measure(path: Path, name: str, recipe: Recipe | None, args: argparse.Namespace, **given: Any) -> dict[str, Any]:
     """One model: ours, and every rival that runs."""
     calibration, test, labels = given.pop("calibration"), given.pop("test"), given.pop("labels", None)
-    source = {name: calibration}
+    wanted: dict[str, Any] = {"name": "quantize", "min_cosine": args.min_cosine}
+    if args.min_agreement is not None:
+        wanted["min_agreement"] = args.min_agreement
+
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder, "ours.onnx")
-        start = time.perf_counter()
-        made = osc.compress(
-            path, osc.Recipe.parse(recipe_text(args, recipe)), data=source, latency_seconds=args.seconds, **given
-        )
-        seconds = time.perf_counter() - start
-        made.save(target)
-        (step,) = (step for step in made.report.steps if step.name == "quantize")
-        told = [change for change in step.changes if change.pass_name == "quantize"]
-        row: dict[str, Any] = {"outcome": step.outcome, "seconds": round(seconds, 1)}
-        row["why"] = step.reason or "; ".join(change.reason for change in told if change.reason)
-        row["did"] = "; ".join(change.action for change in told if change.applied)
-        row["ours"] = judged(path, target, name, test, recipe, args)
-        if labels is not None:
-            both = [next(iter(ask(file, name, test, BATCHES).values())).argmax(1) for file in (path, target)]
-            row["accuracy"] = [float((each == labels).mean()) for each in both]
+
+        def made(last: Mapping[str, Any]) -> dict[str, Any]:
+            target = Path(folder, "ours.onnx")
+            start = time.perf_counter()
+            plan = osc.Recipe.parse(recipe_text(recipe, last))
+            result = osc.compress(path, plan, data={name: calibration}, latency_seconds=args.seconds, **given)
+            seconds = time.perf_counter() - start
+            result.save(target)
+            (step,) = (step for step in result.report.steps if step.name == last["name"])
+            told = [change for change in step.changes if change.pass_name == step.name]
+            if step.name == "slim":  # of the whole, not of one group
+                told = [change for change in told if len(change.where) != 1]
+            row: dict[str, Any] = {"outcome": step.outcome, "seconds": round(seconds, 1)}
+            row["why"] = step.reason or "; ".join(change.reason for change in told if change.reason)
+            row["did"] = "; ".join(change.action for change in told if change.applied)
+            row["ours"] = judged(path, target, name, test, recipe, args)
+            if labels is not None:
+                both = [next(iter(ask(file, name, test, BATCHES).values())).argmax(1) for file in (path, target)]
+                row["accuracy"] = [float((each == labels).mean()) for each in both]
+            return row
+
+        row = made(wanted)
+        if args.plan is not None:
+            row["plan"] = made({"name": "slim", "allocation": "latency", "target": args.plan, "forms": FORMS})
         if args.rivals:
             # the same images as ours saw, in files that a rival's Python reads
             samples = Path(folder, "samples.npz")
@@ -177,10 +188,21 @@ def cells(name: str, row: Mapping[str, Any]) -> list[list[str]]:
     """The rows of the table for one model."""
     if "error" in row:
         return [[name, "ours", "", "", "", "", row["error"]]]
-    lines = [[name, "onnxslim-core", *_figures(row["ours"]), row["did"] if row["outcome"] == "done" else row["why"]]]
+    lines = [[name, "onnxslim-core", *_figures(row["ours"]), _told(row)]]
+    if "plan" in row:
+        lines.append(["", "onnxslim-core, `slim` with int8", *_figures(row["plan"]["ours"]), _told(row["plan"])])
     for tool, each in row.get("rivals", {}).items():
         lines.append(["", tool, *(_figures(each) if "error" not in each else ["", "", "", ""]), each.get("error", "")])
     return [[cell.replace("|", "/") for cell in line] for line in lines]
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    """What was done, or why nothing was; and the accuracy where there are labels."""
+    text = str(row["did"] if row["outcome"] == "done" else row["why"])
+    if "accuracy" in row:
+        before, after = row["accuracy"]
+        text += f"; accuracy {100 * before:.2f} to {100 * after:.2f} %"
+    return text
 
 
 def _figures(row: Mapping[str, Any]) -> list[str]:
@@ -194,6 +216,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)}")
     parser.add_argument("--classifier", nargs=3, metavar="FILE")
+    parser.add_argument("--plan", type=float, metavar="SHARE", help="of the time that one plan of all forms is to take")
     parser.add_argument("--rivals", metavar="PYTHON")
     parser.add_argument("--tools", nargs="*", default=TOOLS, choices=TOOLS)
     parser.add_argument("--patience", type=float, default=900.0, help="seconds that a rival gets")
