@@ -7,9 +7,10 @@ Written as QuantizeLinear and DequantizeLinear, which onnxruntime fuses into 8-b
 8-bit layers follows, so that no conversion is left there. A layer that takes longer in int8 by itself (as the first of
 a network of images often does) stays in float, where the whole is measured faster so. Answers are judged on samples
 that gave no ranges, in each part of each output. Where all layers together lose much of what `min_cosine` allows,
-weights are rounded anew, layer by layer, on what the 8-bit network reads (`repair`). Where they still lose more, every
-layer is measured alone, and those that cost most for what they gain go back to float until the answers hold. What is
-not measured faster is undone.
+those that take next to no time and do most of the damage stay in float, and the weights of the others are rounded
+anew, layer by layer, on what the 8-bit network reads (`repair`). Where they still lose more, every layer is measured
+alone, and those that cost most for what they gain go back to float until the answers hold. What is not measured faster
+is undone.
 
 Lossy. Needs samples of real inputs, but for `mode = "weights"`. Sources: Jacob et al., CVPR 2018; Nagel et al., ICCV
 2019 (bias correction, equalization); Frantar et al., ICLR 2023 (error feedback); ONNX DequantizeLinear (13).
