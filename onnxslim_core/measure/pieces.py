@@ -42,8 +42,8 @@ _NOISE = 0.01
 def settled(latency: Clock, reference: ir.Model, candidate: ir.Model, most: int = 1) -> Interval:
     """Time two models against each other until the interval does not hold 1.
 
-    A short timing has few sessions, and so a wide interval: where it says nothing, further ones are made, and from
-    three on their ratios are judged together (Student's t on the logarithms).
+    A short timing has few sessions, and so a wide interval: where it says nothing, further ones are made, and judged
+    together: of two the means of what they say, of three and more their ratios (Student's t on the logarithms).
 
     Args:
         latency: Times them once.
@@ -54,16 +54,18 @@ def settled(latency: Clock, reference: ir.Model, candidate: ir.Model, most: int 
     Raises:
         MeasureError: if one of them does not load or run.
     """
-    logs: list[float] = []
+    told: list[tuple[float, float, float]] = []
     while True:
         timing = latency(reference, candidate)
-        logs.append(float(np.log(timing.ratio)))
-        mean, low, high = float(np.mean(logs)), timing.low, timing.high
-        if len(logs) >= 3:
-            spread = max(student(len(logs) - 1) * float(np.std(logs, ddof=1)) / len(logs) ** 0.5, _NOISE)
-            low, high = float(np.exp(mean - spread)), float(np.exp(mean + spread))
-        if high < 1 or low >= 1 or len(logs) >= most:
-            return Interval(float(np.exp(mean)), low, high)
+        told.append((timing.ratio, timing.low, timing.high))
+        with np.errstate(divide="ignore"):  # of one session the interval is all positive numbers
+            logs = np.log(told)
+        mean, low, high = logs.mean(axis=0)
+        if len(told) >= 3:
+            spread = max(student(len(told) - 1) * float(logs[:, 0].std(ddof=1)) / len(told) ** 0.5, _NOISE)
+            low, high = mean - spread, mean + spread
+        if high < 0 or low >= 0 or len(told) >= most:
+            return Interval(float(np.exp(mean)), float(np.exp(low)), float(np.exp(high)))
 
 
 class Table:
