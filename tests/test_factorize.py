@@ -76,7 +76,7 @@ def test_a_matrix_of_low_rank_is_found_out_and_answers_the_same() -> None:
     model.graph.initializers["W"].const_value = ir.tensor(low, name="W")
     before = ir.to_proto(model)
     (change,) = _run(model, energy=0.999999)
-    assert change.details["rank"] == 5
+    assert change.details["rank"] == 8  # the next one on the grid
     oracles.assert_equal(before, ir.to_proto(model), Factorize.kind, tolerance=1e-5)
 
 

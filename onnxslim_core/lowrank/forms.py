@@ -99,7 +99,7 @@ def offers(
         x: Concrete shape of its input; () where it is not known.
         y: The same of its output.
         forms: Which forms; those that do not fit the layer are passed over.
-        grid: Ranks are multiples of this; None takes 16 from 64 on, 8 from 8 on, 1 below.
+        grid: Ranks are multiples of this; None takes 16 from 64 on, 8 from 8 on, 4 from 4 on, 1 below.
         weights: d x n, what is approximated: the weights by default. A least squares solution from a changed input to
             the old answers makes it a reduced-rank regression, its own error not counted.
 

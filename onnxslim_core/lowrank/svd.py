@@ -139,9 +139,8 @@ def break_even(rows: int, columns: int) -> int:
 
 
 def ranks_up_to(largest: int, grid: int | None) -> list[int]:
-    """The ranks of the grid of `round_rank` from 1 to `largest`; this is the last of them even where it lies off it."""
-    ranks = {round_rank(rank, grid, up=False) for rank in range(1, largest + 1)}
-    return sorted({*ranks, largest}) if largest > 0 else []
+    """The ranks of the grid of `round_rank` from 1 to `largest`."""
+    return [rank for rank in range(1, largest + 1) if round_rank(rank, grid, up=True) == rank]
 
 
 def round_rank(rank: int, grid: int | None, *, up: bool) -> int:
@@ -149,10 +148,10 @@ def round_rank(rank: int, grid: int | None, *, up: bool) -> int:
 
     Args:
         rank: At least 1.
-        grid: Multiples of this; None takes 16 from 64 on, 8 from 8 on and 1 below (blocks of a CPU's vectors).
+        grid: Multiples of this; None takes 16 from 64 on, 8 from 8 on, 4 from 4 on and 1 below (a CPU's vectors).
         up: To the next multiple; else to the one before, but never to 0.
     """
-    step = grid or (16 if rank >= 64 else 8 if rank >= 8 else 1)
+    step = grid or (16 if rank >= 64 else 8 if rank >= 8 else 4 if rank >= 4 else 1)
     if up:
         return -(-rank // step) * step
     return rank // step * step or rank

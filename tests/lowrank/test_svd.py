@@ -11,6 +11,7 @@ from onnxslim_core.lowrank.svd import (
     decompose,
     rank_for_energy,
     rank_for_ratio,
+    ranks_up_to,
     round_rank,
     truncated_svd,
 )
@@ -131,8 +132,9 @@ def test_break_even_is_the_largest_rank_that_saves_anything(rows: int, columns: 
         (65, None, False, 64),
         (65, None, True, 80),
         (9, None, True, 16),
-        (5, None, True, 5),
-        (5, None, False, 5),
+        (5, None, True, 8),
+        (5, None, False, 4),
+        (3, None, True, 3),
         (5, 4, True, 8),
         (3, 4, False, 3),
         (7, 1, True, 7),
@@ -140,6 +142,14 @@ def test_break_even_is_the_largest_rank_that_saves_anything(rows: int, columns: 
 )
 def test_ranks_lie_on_the_grid(rank: int, grid: int | None, up: bool, rounded: int) -> None:
     assert round_rank(rank, grid, up=up) == rounded
+
+
+@pytest.mark.parametrize(
+    ("largest", "grid", "ranks"),
+    [(0, None, []), (7, None, [1, 2, 3, 4]), (70, None, [1, 2, 3, 4, *range(8, 65, 8)]), (11, 5, [5, 10]), (3, 4, [])],
+)
+def test_only_ranks_on_the_grid_are_offered(largest: int, grid: int | None, ranks: list[int]) -> None:
+    assert ranks_up_to(largest, grid) == ranks
 
 
 @pytest.mark.parametrize("weight", [np.ones(4), np.ones((0, 3)), np.array([[1.0, np.nan]]), np.array([[np.inf]])])
