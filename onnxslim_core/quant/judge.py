@@ -115,9 +115,8 @@ class Judge:
         for sample, expected in zip(self._samples, self._answers, strict=True):
             batch = samples_in(sample)
             for name, answer in run(session, sample).items():
-                if name in self._probable and np.shape(answer) == np.shape(expected[name]):
-                    both = (_log(each) for each in (expected[name], answer))
-                    hidden.setdefault(name, []).extend(_lost(*both, batch))
+                if name in self._probable and isinstance(answer, np.ndarray) and answer.ndim:
+                    hidden.setdefault(name, []).extend(_lost(_log(expected[name]), _log(answer), batch))
                 for part, ours, theirs in self._split(name, expected[name], answer):
                     tallies.setdefault(part, Tally()).add(ours, theirs, batch)
                     singles.setdefault(part, []).extend(_lost(ours, theirs, batch))
