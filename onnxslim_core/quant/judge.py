@@ -63,9 +63,6 @@ class Judge:
         min_agreement: The share of equal first answers that every part with scores has to reach.
         parts: By output: axis and columns that are judged apart.
         threads: For onnxruntime.
-
-    Attributes:
-        answers: How many samples there are, however many are in a batch.
     """
 
     def __init__(
@@ -84,12 +81,16 @@ class Judge:
         self._min_agreement = min_agreement
         self._answers = answers_of(model, samples, threads)
         self._parts = dict(parts or {})
-        self.answers = sum(samples_in(sample) for sample in samples)
         self._probable = {name for name in (self._answers[0] if self._answers else ()) if self._is_probable(name)}
         for name, value in (self._answers[0] if self._answers else {}).items():
             found = told_apart([as_array(each[name]) for each in self._answers]) if name not in self._parts else None
             if found is not None and isinstance(value, np.ndarray):
                 self._parts[name] = found
+
+    @property
+    def answers(self) -> int:
+        """How many samples there are, however many are in a batch."""
+        return sum(samples_in(sample) for sample in self._samples)
 
     def fewer(self, answers: int) -> Judge:
         """The same judge with the first batches that hold so many answers; what is told apart stays so.
@@ -99,7 +100,6 @@ class Judge:
         other = copy.copy(self)
         other._samples = first_of(self._samples, answers)
         other._answers = self._answers[: len(other._samples)]
-        other.answers = sum(samples_in(sample) for sample in other._samples)
         return other
 
     def look(self, model: ir.Model) -> Score:
