@@ -11,6 +11,8 @@ import onnxruntime as ort
 from zoo.fetch import default_folder, table
 
 Feeds = dict[str, np.ndarray]
+PLAN: Mapping[str, Any] = {"name": "slim", "allocation": "latency", "forms": ["width", "gone", "rank", "int8"]}
+"""One plan of all forms; what it lacks is a target."""
 KINDS: Mapping[str, Any] = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,

@@ -29,11 +29,10 @@ import numpy as np
 import onnxruntime as ort
 from _common import RESULTS, markdown, write_result
 from _int8_data import RECIPES, Recipe, draw
-from _zoo import models, settings
+from _zoo import PLAN, models, settings
 
 import onnxslim_core as osc
 
-FORMS = ("width", "gone", "rank", "int8")
 TOOLS = ("onnxruntime", "onnxruntime-cnn", "nncf", "nncf-accuracy")
 BATCHES = 100
 
@@ -127,7 +126,7 @@ def measure(path: Path, name: str, recipe: Recipe | None, args: argparse.Namespa
 
         row = made(wanted)
         if args.plan is not None:
-            row["plan"] = made({"name": "slim", "allocation": "latency", "target": args.plan, "forms": FORMS})
+            row["plan"] = made({**PLAN, "target": args.plan})
         if args.rivals:
             # the same images as ours saw, in files that a rival's Python reads
             samples = Path(folder, "samples.npz")

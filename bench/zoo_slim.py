@@ -45,7 +45,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from _common import RESULTS, count_weights, write_result
-from _zoo import models, open_plain, settings
+from _zoo import PLAN, models, open_plain, settings
 from _zoo_inputs import PARTS, RECIPES, Inputs, draw
 from _zoo_slim_table import cells, holds, page, summary, told_mend, told_step
 from zoo.fetch import table
@@ -61,7 +61,6 @@ SHARES = {"slim": (0.95, 0.85, 0.75, 0.65, 0.5), "plan": (0.95, 0.85, 0.7), "mac
 PARTS_OF_A_ROW = ("int8", "slim", "plan", "macs", "mend")
 STRICTER = (1.0, 0.5)
 """Shares of what may be lost that `quantize` is allowed; the next one where answers do not hold on other samples."""
-FORMS = ("width", "gone", "rank")
 MEND_RATIOS = (0.125, 0.25)
 BLOCK, SMALL, SMALL_UNTIL = 16, (4, 8, 12), 32
 """The CPU's grid: blocks of 16; of layers that had 32 channels or fewer also quarters of a block."""
@@ -288,7 +287,7 @@ class Run:
         if "slim" in self.args.parts:
             self.bisect("slim", {"name": "slim", "allocation": "latency"})
         if "plan" in self.args.parts:
-            self.bisect("plan", {"name": "slim", "allocation": "latency", "forms": [*FORMS, "int8"]}, of=narrow)
+            self.bisect("plan", PLAN, of=narrow)
         if "macs" in self.args.parts:
             self.bisect("macs", {"name": "prune_channels", "criterion": "obs", "allocation": "macs"})
 
