@@ -126,8 +126,13 @@ def summary(rows: Sequence[Mapping[str, Any]], least: float) -> Row:
         "mended_better": sum(m["least_squares"]["test"]["error"] < m["none"]["test"]["error"] for m in both),
         "crashed": [f"{name}: {step['error']}" for name, step in steps if "error" in step]
         + [f"{row['model']}: {row['error']}" for row in rows if "error" in row and not row.get("stopped")],
-        "stopped": [row["model"] for row in rows if row.get("stopped")],
+        "stopped": [row["model"] for row in rows if was_stopped(row)],
     }
+
+
+def was_stopped(row: Mapping[str, Any]) -> bool:
+    """Whether the bench lost its patience with a part that counts."""
+    return bool(row.get("stopped")) or any(asked["stopped"] for asked in row.get("asked", {}).values())
 
 
 def _told_mean(total: Mapping[str, Any], part: str) -> str:

@@ -24,8 +24,8 @@ The geometric means are over models with real samples, at the fastest step whose
 counts 1. *All levers* takes the fastest step of int8, slim and plan over the original, or the exact result. Widths that
 layers got must be on the grid: blocks of 16, or 4, 8 and 12 where they had no more than 32.
 Models are measured in a process each, which is stopped after --patience seconds; what was measured by then counts.
-Rows are merged into zoo_slim.json, so single models can be measured again. Exits with 1 where a model crashes, a
-result is slower than what went in, or a width is off the grid.
+Rows are merged into zoo_slim.json part by part, with what was asked of each, so single models can be measured again.
+Exits with 1 where a model crashes, a result is slower than what went in, or a width is off the grid.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ FIRST = (
 SHARES = {"slim": (0.95, 0.85, 0.75, 0.65, 0.5), "plan": (0.95, 0.85, 0.7), "macs": (0.9, 0.75, 0.6)}
 """Shares to keep that are tried by bisection; it begins with the one in the middle."""
 PARTS_OF_A_ROW = ("int8", "slim", "plan", "macs", "mend")
+ASKED = ("samples", "least", "pass_seconds", "judge", "seconds", "patience")
+"""Options that a part of a row is kept with, as rows are measured one by one."""
 STRICTER = (1.0, 0.5)
 """Shares of what may be lost that `quantize` is allowed; the next one where answers do not hold on other samples."""
 MEND_RATIOS = (0.125, 0.25)
@@ -313,10 +315,18 @@ def measured(args: argparse.Namespace, name: str) -> Row:
             code, why = 0, f"stopped after {args.patience:.0f} s"
         row: Row = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {"model": name}
         row["seconds"] = round(time.perf_counter() - start)
+        asked = {key: getattr(args, key) for key in ASKED} | {"stopped": bool(why)}
+        row["asked"] = dict.fromkeys(args.parts, asked)
         if why or not kept.exists() or code:
             row["error"] = why or f"ended with status {code}"
             row["stopped"] = bool(why)
         return row
+
+
+def merged(old: Row, new: Row) -> Row:
+    """The row measured now, with those parts of the one before that were not measured again."""
+    kept = {part: old[part] for part in PARTS_OF_A_ROW if part in old}
+    return {**kept, **new, "asked": {**old.get("asked", {}), **new["asked"]}}
 
 
 def write(args: argparse.Namespace, rows: Mapping[str, Row]) -> Row:
@@ -361,7 +371,7 @@ def main() -> int:
             continue
         print(name, flush=True)
         row = measured(args, name)
-        rows[name] = {**{part: rows[name][part] for part in PARTS_OF_A_ROW if part in rows.get(name, {})}, **row}
+        rows[name] = merged(rows.get(name, {}), row)
         total = write(args, rows)
         print(" | ".join(cells(rows[name], args.min_cosine)), flush=True)
     total = write(args, rows)
