@@ -39,6 +39,8 @@ class Group:
         consumers: Nodes that sum over them.
         uses: Axes of constants that go with them.
         reason: Why classes that are not free stay; None where all are free.
+        beside: Channels of other groups along axes that make these, where there are some, as in a sum that one of two
+            narrower tensors reaches padded.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Group:
     consumers: tuple[ir.Node, ...]
     uses: tuple[Use, ...]
     reason: Reason | None
+    beside: tuple[int, ...] = ()
 
     @property
     def width(self) -> int:
@@ -228,11 +231,13 @@ def _group(channels: ChannelGraph, classes: Ints, uses: list[Use], sinks: list[S
     readers = [use.node for use in uses if use.role == "in"] + [sink.node for sink in sinks]
     stuck = classes[~free]
     reasons = [reason for root in stuck.tolist() if (reason := channels.classes.reasons.get(root)) is not None]
-    first = next(use for use in uses if use.role == "out")
-    unit = max(1, round(float(np.isin(channels.of(first.labels), classes).sum()) / len(classes)))
+    axes = [channels.of(use.labels) for use in uses if use.role == "out"]
+    mine = [int(np.isin(axis, classes).sum()) for axis in axes]
+    unit = max(1, round(mine[0] / len(classes)))
+    beside = {axis.size - count for axis, count in zip(axes, mine, strict=True)} - {0}
     name = verbs.label_of(producers[0])
     reason = next((each for each in reasons if each.node), Reason(name, reasons[0].text) if reasons else None)
-    return Group(name, classes, free, unit, producers, tuple(dict.fromkeys(readers)), tuple(uses), reason)
+    return Group(name, classes, free, unit, producers, tuple(dict.fromkeys(readers)), tuple(uses), reason, tuple(sorted(beside)))
 
 
 def analyse(

@@ -7,6 +7,8 @@ measurement, so that the same input gives the same bytes; the measured latency o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = ["admissible", "kept_classes"]
 
 _BLOCK = 16
@@ -29,7 +31,7 @@ def admissible(width: int, full: int, round_to: int | str) -> bool:
     return width % _BLOCK == 0 or (full <= _SMALL_UNTIL and width in _SMALL)
 
 
-def kept_classes(wanted: int, classes: int, unit: int, round_to: int | str) -> int:
+def kept_classes(wanted: int, classes: int, unit: int, round_to: int | str, beside: Sequence[int] = ()) -> int:
     """The least number of classes, at least `wanted`, whose channels are on the grid.
 
     Args:
@@ -37,8 +39,14 @@ def kept_classes(wanted: int, classes: int, unit: int, round_to: int | str) -> i
         classes: Classes there are.
         unit: Channels of one class.
         round_to: As in `admissible`.
+        beside: Channels of others on axes that are as wide as these and those together; whole blocks go from such an
+            axis, so that it stays on the grid whatever goes of the others.
     """
+    block = _BLOCK if isinstance(round_to, str) else round_to
     for kept in range(max(wanted, 1), classes):
-        if admissible(kept * unit, classes * unit, round_to):
+        width, full = kept * unit, classes * unit
+        if not admissible(width, full, round_to):
+            continue
+        if not beside or ((full - width) % block == 0 and all(admissible(width + n, full + n, round_to) for n in beside)):
             return kept
     return classes

@@ -43,7 +43,7 @@ class Limits:
         stuck = int((~group.free).sum())
         floor = -(-self.min_width // group.unit)
         least = max(floor, stuck, int(np.ceil(group.width * (1 - self.max_ratio) - 1e-9)), 1)
-        return kept_classes(max(wanted, least), group.width, group.unit, self.round_to)
+        return kept_classes(max(wanted, least), group.width, group.unit, self.round_to, group.beside)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -57,3 +57,22 @@ def test_rounding_is_monotone_and_never_below_what_is_wanted() -> None:
                 assert kept == sorted(kept)
                 assert all(wanted <= found <= classes for wanted, found in enumerate(kept, 1))
                 assert all(kept_classes(found, classes, unit, round_to) == found for found in kept)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "classes", "round_to", "beside", "kept"),
+    [
+        (16, 24, "auto", (), 16),
+        (16, 24, "auto", (24,), 24),  # 48 may become 32, not 40
+        (5, 24, "auto", (24,), 8),
+        (20, 32, "auto", (16, 32), 32),
+        (10, 32, "auto", (16, 32), 16),
+        (3, 8, "auto", (92,), 8),  # 100 is off the grid, and so is what would be left of it
+        (13, 24, 8, (24,), 16),
+        (13, 24, 1, (24,), 13),
+    ],
+)
+def test_axes_with_the_channels_of_others_stay_on_the_grid(
+    wanted: int, classes: int, round_to: int | str, beside: tuple[int, ...], kept: int
+) -> None:
+    assert kept_classes(wanted, classes, 1, round_to, beside) == kept

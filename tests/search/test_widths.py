@@ -28,11 +28,18 @@ FROZEN = Case(
     "a = Conv(x, A) q = Conv(a, x2) b = Conv(q, B) y = Conv(b, C)",
     0,
 )
+PADDED = Case(
+    "a stream of 24 channels padded to 48",
+    "x 1,3,19,17 | A 24,3,1,1 | B 48,24,1,1 | C 9,48,1,1 | int64 n 8",
+    "a = Conv(x, A) b = Conv(a, B) p = Pad(a, n) s = Add(b, p) y = Conv(s, C)",
+    0,
+    arrays={"n": [0, 0, 0, 0, 0, 24, 0, 0]},
+)
 
 
 @cache
 def graph_of(net: str) -> ChannelGraph:
-    case = {"net": NET, "frozen": FROZEN}[net]
+    case = {"net": NET, "frozen": FROZEN, "padded": PADDED}[net]
     return analyse(load(case.model).ir, case.feeds()[0])
 
 
@@ -47,6 +54,15 @@ def widths(candidates: list[Candidate], plan: Plan) -> list[int]:
 
 
 # ---------------------------------------------------------------------- limits
+def test_a_padded_stream_stays_on_the_grid_as_a_whole() -> None:
+    channels, limits = graph_of("padded"), Limits("auto", 0.95)
+    groups = [group for group in channels.groups if group.free.any()]
+    assert [(group.width, group.beside) for group in groups] == [(24, (24,)), (24, (24,))]
+    assert [limits.kept(group, 9) for group in groups] == [24, 24]
+    gone = channels.gone(int(root) for group in groups for root in group.classes[: 24 - limits.kept(group, 8)])
+    assert [int((~gone[use.labels]).sum()) for use in channels.uses if use.role == "out"] == [8, 16, 9]
+
+
 def a_group(width: int = 40, unit: int = 1, stuck: int = 0) -> Group:
     group = next(g for g in graph_of("net").groups if g.free.all())
     free = np.arange(width) >= stuck
