@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -219,12 +218,10 @@ def cache_folder() -> Path | None:
         return None
     if named:
         return Path(named)
-    home = os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else os.environ.get("XDG_CACHE_HOME")
-    try:
-        base = Path(home) if home else Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    except RuntimeError:
-        return None
-    return base / "onnxslim-core"
+    from platformdirs import user_cache_path  # not every command has something to keep
+
+    found = user_cache_path("onnxslim-core", appauthor=False)
+    return found if found.is_absolute() else None  # where nobody knows the user's home
 
 
 def _machine(threads: int) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from onnxslim_core.errors import MeasureError
 from onnxslim_core.measure.latency import Interval
-from onnxslim_core.measure.pieces import Table, settled, structure
+from onnxslim_core.measure.pieces import Table, cache_folder, settled, structure
 from onnxslim_core.rewrite import Context
 
 
@@ -148,3 +148,15 @@ def test_a_pass_keeps_on_disk_what_its_context_says(tmp_path: Path) -> None:
         assert len(list(tmp_path.iterdir())) == files
     found = ask(Table.of(Context(latency=Clock(SLOWER))), 4)
     assert found is not None and found.low == 1.2
+
+
+def test_where_expensive_results_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("ONNXSLIM_CORE_CACHE", raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name, **_: tmp_path / name)
+    assert cache_folder() == tmp_path / "onnxslim-core"
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name, **_: Path("~/.cache", name))
+    assert cache_folder() is None
+    monkeypatch.setenv("ONNXSLIM_CORE_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.setenv("ONNXSLIM_CORE_CACHE", "Off")
+    assert cache_folder() is None
