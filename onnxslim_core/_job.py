@@ -344,8 +344,8 @@ class Job:
         told = isinstance(error, SlimError) and not isinstance(error, InternalError)
         if self.feeds.proven or told or isinstance(error, MemoryError) or planned.foreign:
             return None
-        reason = "not all of the model was seen to run, and what it says of its shapes seems to be contradictory"
-        reason += f" ({type(error).__name__})"
+        reason = f"it failed with {type(error).__name__}: not all of the model was seen to run, and what it says of "
+        reason += "its shapes may be contradictory; if it is not, this is a bug of the pass"
         return _Contradiction(StepRecord(planned.name, planned.exact, "refused", reason, planned.options))
 
     def _resting(self, step: Pass | None, changes: Sequence[Change], before: frozenset[str]) -> frozenset[str]:
@@ -385,16 +385,25 @@ class Job:
                 wrap(reference), wrap(candidate), sample, threads=self.threads, seconds=PROBE_SECONDS, seed=self.seed
             )
 
+    def _faulty(self) -> frozenset[str]:
+        """The cleanup passes that a fault was found with."""
+        named = {self.plan[number - 1].name for number in self.out}
+        return frozenset(CLEANUP) if "cleanup" in named else frozenset(CLEANUP) & named
+
     def _cleaner(self, name: str) -> Pass:
         """A cleanup pass, with the recipe's own options where it names it."""
         named = next((step for step in self.recipe.steps if step.name == name), None)
         return self._fit(named.build() if named is not None else pass_class(name)())
 
     def _tidy(self, graph: ir.Model, context: Context, resting: frozenset[str]) -> list[Change]:
-        """The cleanup passes in turn until none of them finds anything; those at rest are not asked."""
+        """The cleanup passes in turn until none of them finds anything; those at rest are not asked.
+
+        Nor are those whose own step was left out: what they did wrong there they would do again.
+        """
         done: list[Change] = []
         refused: dict[str, list[Change]] = {}
-        quiet = set(resting)
+        faulty = self._faulty()
+        quiet = faulty | resting
         for _ in range(ROUNDS):
             for name in CLEANUP:
                 if name in quiet:
@@ -403,7 +412,7 @@ class Job:
                 applied = [change for change in found if change.applied]
                 refused[name] = [change for change in found if not change.applied]
                 done += applied
-                quiet = {name} if applied else {*quiet, name}
+                quiet = faulty | {name} if applied else quiet | {name}
             if len(quiet) == len(CLEANUP):
                 return done + [change for changes in refused.values() for change in changes]
         return [*done, Change("cleanup", (), "cleaned up", reason=f"did not come to rest in {ROUNDS} rounds")]

@@ -1,7 +1,8 @@
 """The exceptions, each with its exit code.
 
 Everything that a user can cause is a `SlimError`: its text is one line, and `hint` is the next step.
-`InternalError` is our own bug and is caught nowhere but in the outermost frame of the command line.
+`InternalError` is our own bug. It ends a run, and is told by the outermost frame of the command line; only where nobody
+saw all of a model run does a job put it down as a refusal of the pass, since such a model may contradict itself.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnxslim_core.errors import InternalError
 
 __all__ = [
+    "RANDOM",
     "STANDARD",
     "Names",
     "add_behind",
@@ -45,6 +46,9 @@ __all__ = [
     "set_attribute",
     "users_of",
 ]
+
+RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+"""Operators that draw random numbers always; Dropout does so in training."""
 
 STANDARD = ("", "ai.onnx")
 """Both spellings of the standard operator domain."""

@@ -7,6 +7,9 @@ two, so nothing here looks at sizes alone.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -17,7 +20,9 @@ __all__ = [
     "FLOATS",
     "coefficients",
     "constant",
+    "flattens",
     "known_shape",
+    "misfit",
     "rank_of",
     "shifts",
     "source_index",
@@ -164,3 +169,42 @@ def _wide(value: ir.Value | None) -> np.ndarray:
     array = constant(value)
     assert array is not None
     return array.astype(np.float64).reshape(-1)
+
+
+def flattens(node: ir.Node | None, sizes: Sequence[int | str | None] | None) -> bool:
+    """True for a Flatten, or a Reshape known to be one, that keeps axis 0 of its input and joins all the others.
+
+    Args:
+        node: Any.
+        sizes: Of its input, numbers where they are known; None where not even the rank is.
+    """
+    if not is_op(node, "Flatten", "Reshape"):
+        return False
+    assert node is not None
+    if node.op_type == "Flatten":
+        axis = attribute(node, "axis", 1)
+        return axis == 1 or (sizes is not None and axis == 1 - len(sizes))
+    target = constant(node.inputs[1])
+    if sizes is None or len(sizes) < 2 or target is None or target.shape != (2,) or attribute(node, "allowzero", 0):
+        return False
+    rest = [size for size in sizes[1:] if isinstance(size, int)]
+    joined = math.prod(rest) if len(rest) == len(sizes) - 1 else None
+    first, second = (int(size) for size in target)
+    return first in (0, sizes[0]) or (joined is not None and second == joined)
+
+
+def misfit(exact: np.ndarray, dtype: np.dtype) -> str | None:
+    """Why numbers cannot be stored in a type: float16 ends at 65504 and thins out below 6e-5. None where they can.
+
+    Args:
+        exact: float64.
+        dtype: float16, bfloat16, float32 or float64.
+    """
+    step = 2.0**-7 if dtype.name == "bfloat16" else {2: 2.0**-10, 4: 2.0**-23, 8: 2.0**-52}[dtype.itemsize]
+    with np.errstate(all="ignore"):
+        stored = exact.astype(dtype).astype(np.float64)
+    if not np.isfinite(stored).all():
+        return f"do not fit into {dtype.name}"
+    if np.linalg.norm(stored - exact) > step * np.linalg.norm(exact):
+        return f"are too small for {dtype.name}"
+    return None

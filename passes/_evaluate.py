@@ -25,7 +25,8 @@ def evaluate(node: ir.Node, inputs: Sequence[np.ndarray | None], opset: int) -> 
 
     Returns:
         One array per output, empty for an absent one; or None where neither numpy nor onnxruntime can do it (a type
-        that it has no kernel for, an index out of range): the node then stays, and fails or not where it did before.
+        that it has no kernel for, an index out of range), or the result is of a type that numpy has not: the node then
+        stays, and fails or not where it did before.
     """
     present = [a for a in inputs if a is not None]
     move = _MOVES.get(node.op_type)
@@ -52,6 +53,13 @@ def evaluate(node: ir.Node, inputs: Sequence[np.ndarray | None], opset: int) -> 
 
 _Run = Callable[[dict[str, np.ndarray]], list[Any] | None]
 
+_BITS = (8, 16, 32, 64)
+_PLAIN = frozenset(
+    f"tensor({name})"
+    for name in ("bool", "double", "float", "float16", *(f"{sign}int{bits}" for sign in ("", "u") for bits in _BITS))
+)
+"""Types of results that numpy holds as what they are."""
+
 
 @functools.lru_cache(maxsize=256)
 def _runner(
@@ -64,9 +72,9 @@ def _runner(
 ) -> _Run | None:
     """A session of one node, or None where onnxruntime cannot make it."""
     import onnxruntime as ort  # late: its import is slow
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    failures = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.NotImplemented, state.RuntimeException)
+    from onnxslim_core.measure.session import RUNTIME_ERRORS
+
     model = onnx.ModelProto(ir_version=8)
     model.opset_import.add(version=opset)
     model.graph.name = "constant"
@@ -84,13 +92,15 @@ def _runner(
     options.enable_cpu_mem_arena = False  # results outlive the session's memory
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except failures:
+    except RUNTIME_ERRORS:
         return None
+    if not all(output.type in _PLAIN for output in session.get_outputs()):
+        return None  # what has 8 bits or fewer would come back as plain integers, or not at all
 
     def run(feeds: dict[str, np.ndarray]) -> list[Any] | None:
         try:
             return list(session.run(None, feeds))
-        except failures:
+        except RUNTIME_ERRORS:
             return None
 
     return run
@@ -105,7 +115,7 @@ def _axes(node: ir.Node, given: Sequence[np.ndarray]) -> tuple[int, ...] | None:
 
 
 def _squeeze(node: ir.Node, data: np.ndarray, *axes: np.ndarray) -> np.ndarray:
-    return np.squeeze(data, axis=_axes(node, axes))
+    return np.squeeze(data, axis=_axes(node, axes) or None)  # no axes at all are all of size 1
 
 
 def _unsqueeze(node: ir.Node, data: np.ndarray, *axes: np.ndarray) -> np.ndarray:

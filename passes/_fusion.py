@@ -5,7 +5,6 @@ Only ops, edges and shapes are looked at here; whether a place is good for fusin
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +14,7 @@ import onnx_ir as ir
 from onnxslim_core.graph import attribute, is_op, users_of
 from onnxslim_core.rewrite import Match
 
-from ._affine import FLOATS, coefficients, constant, known_shape, rank_of, shifts, source_index, varies_along
+from ._affine import FLOATS, coefficients, constant, flattens, known_shape, rank_of, shifts, source_index, varies_along
 from ._linear import by_input, by_output, inputs_of, outputs_of, response
 
 __all__ = ["Fusion", "after", "before", "parameters", "weight_shape"]
@@ -124,7 +123,7 @@ def before(node: ir.Node, model: ir.Model) -> Fusion | None:
     linear = _only_user(node)
     if linear is None or linear.op_type not in _READERS or (index := source_index(node)) is None:
         return None
-    flatten = linear if _flattens(linear, node.inputs[index]) else None
+    flatten = linear if flattens(linear, known_shape(node.inputs[index])) else None  # as large as what node makes
     if flatten is not None:
         linear = _only_user(flatten)
     if linear is None or not is_op(linear, *(("Gemm", "MatMul") if flatten else _LINEAR)):
@@ -208,24 +207,3 @@ def parameters(node: ir.Node) -> int:
     assert index is not None
     array = constant(node.inputs[1 if is_op(node, "BatchNormalization") else 1 - index])
     return 0 if array is None else array.size
-
-
-def _flattens(node: ir.Node | None, source: ir.Value | None) -> bool:
-    """True for a Flatten, or a Reshape known to be one, that keeps axis 0 of its input and joins all the others.
-
-    The shape of that input is the shape of `source`, which an affine node does not change.
-    """
-    if not is_op(node, "Flatten", "Reshape"):
-        return False
-    assert node is not None
-    shape = known_shape(source)
-    if node.op_type == "Flatten":
-        axis = attribute(node, "axis", 1)
-        return axis == 1 or (shape is not None and axis == 1 - len(shape))
-    target = constant(node.inputs[1])
-    if shape is None or len(shape) < 2 or target is None or target.shape != (2,) or attribute(node, "allowzero", 0):
-        return False
-    rest = [d for d in shape[1:] if d is not None]
-    joined = math.prod(rest) if len(rest) == len(shape) - 1 else None
-    first, second = (int(d) for d in target)
-    return first in (0, shape[0]) or (joined is not None and second == joined)

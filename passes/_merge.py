@@ -10,11 +10,9 @@ from collections.abc import Callable, Hashable
 import numpy as np
 import onnx_ir as ir
 
-from onnxslim_core.graph import STANDARD, Names, array_of, attribute, bodies, is_op, remove, replace
+from onnxslim_core.graph import RANDOM, STANDARD, Names, array_of, attribute, bodies, is_op, remove, replace
 
 __all__ = ["deterministic", "drops_nothing", "merge_nodes", "merge_weights"]
-
-_RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 
 _PURE_DOMAINS = (*STANDARD, "ai.onnx.ml")
 """Domains whose operators are known to give the same answer to the same question, but for the random ones."""
@@ -22,7 +20,7 @@ _PURE_DOMAINS = (*STANDARD, "ai.onnx.ml")
 
 def deterministic(node: ir.Node, opset: int) -> str | None:
     """A node that draws random numbers answers differently when asked again: so does Dropout in training."""
-    if is_op(node, *_RANDOM) or (is_op(node, "Dropout") and not drops_nothing(node, opset)):
+    if is_op(node, *RANDOM) or (is_op(node, "Dropout") and not drops_nothing(node, opset)):
         return f"{node.op_type} draws random numbers"
     return None
 

@@ -73,6 +73,8 @@ def copies_at(node: ir.Node, model: ir.Model) -> Copies | None:
         term = term_of(user, with_add=False) if index == 0 and user.graph is node.graph else None
         if term is None or term.groups != 1 or attribute(user, "transA", 0) or not _reads_channels(node, term):
             return None
+        if is_op(user, "Gemm") and not attribute(user, "alpha", 1.0):
+            return None  # no weight makes up for it
         terms.append(term)
     widths = _widths(node, terms[0])
     if widths is None or any(term.inputs != sum(widths) for term in terms):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import onnx_ir as ir
 
 from onnxslim_core import graph as verbs
+from onnxslim_core.quant.layout import LINEAR
 from onnxslim_core.rewrite import Context
 
+from ._facts import Facts
+from ._fold import Fold
+from ._merge import deterministic
 from ._opset import raise_opset
 from .fuse_batchnorm import FuseBatchNorm
 
@@ -18,7 +24,7 @@ _OPSET = 13
 
 
 def prepare(model: ir.Model, context: Context) -> None:
-    """Raise the opset, fuse BatchNormalization, let convolutions pad by themselves, divide by multiplying.
+    """Raise the opset, open weights, fuse BatchNormalization, let convolutions pad themselves, divide by multiplying.
 
     The answers stay but for rounding, of which an 8-bit step is a thousand times the size.
 
@@ -26,12 +32,26 @@ def prepare(model: ir.Model, context: Context) -> None:
         UnsupportedModel: if the opset cannot be raised.
     """
     raise_opset(model, _OPSET)
+    _open_weights(model)
     FuseBatchNorm().run(model, context)
     for node in list(model.graph):
         if verbs.is_op(node, "Pad"):
             _pad_inside(node)
         elif verbs.is_op(node, "Div"):
             _div_to_mul(model, node)
+
+
+def _open_weights(model: ir.Model) -> None:
+    """Compute weights that are stored in fewer bits, such as int8 behind a Cast and a Mul: they get scales of our own.
+
+    What a small constant would grow into, like a ConstantOfShape, is not computed here either.
+    """
+    weights = [node.inputs[1] for node in model.graph if verbs.is_op(node, *LINEAR) and len(node.inputs) > 1]
+    if all(value is None or value.producer() is None or verbs.array_of(value) is not None for value in weights):
+        return
+    fold = Fold(verbs.Names(model), Facts(model), verbs.opset_of(model), (deterministic,), sys.maxsize, sys.maxsize)
+    fold.walk(model.graph)
+    fold.store()
 
 
 def _div_to_mul(model: ir.Model, node: ir.Node) -> None:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxslim_core.graph import attribute, is_op, opset_of, users_of
 from onnxslim_core.rewrite import Edit, Match
 
-from ._affine import constant, source_index
+from ._affine import constant, flattens, source_index
 from ._merge_terms import geometry_of, only_reader
 from ._reorder_layout import Known, permutation
 
@@ -337,7 +337,7 @@ def flat_anyway(node: ir.Node, model: ir.Model, known: Known) -> Move | None:
     if perm is None or sizes is None or perm[0] != 0:
         return None
     real = [axis for axis in perm if sizes[axis] != 1]
-    if real != sorted(real) or not _flattens(node, known):
+    if real != sorted(real) or not flattens(node, known.dims(node.inputs[0])):
         return None
     source = transpose.inputs[0]
 
@@ -348,27 +348,10 @@ def flat_anyway(node: ir.Node, model: ir.Model, known: Known) -> Move | None:
     return Move(node, model, f"remove a Transpose of axes of size 1 before {node.op_type}", (transpose, node), do)
 
 
-def _flattens(node: ir.Node, known: Known) -> bool:
-    """True for a node that keeps axis 0 of its input and joins all the others, whatever their order."""
-    sizes = known.dims(node.inputs[0])
-    if sizes is None or len(sizes) < 2:
-        return False
-    if is_op(node, "Flatten"):
-        return int(attribute(node, "axis", 1)) % len(sizes) == 1
-    target = constant(node.inputs[1])
-    if target is None or target.shape != (2,) or attribute(node, "allowzero", 0):
-        return False
-    first, second = (int(size) for size in target)
-    counts = [size for size in sizes[1:] if isinstance(size, int)]
-    if len(counts) == len(sizes) - 1 and second == math.prod(counts):
-        return first in (-1, 0, sizes[0])
-    return second == -1 and first in (0, sizes[0])
-
-
 def rows_in_order(node: ir.Node, model: ir.Model, known: Known) -> Move | None:
     """A Transpose before Flatten and a matrix: the rows of the matrix change places once and for all."""
     flat = _own_source(node)
-    if flat is None or not is_op(flat, "Flatten", "Reshape") or not _flattens(flat, known):
+    if flat is None or not is_op(flat, "Flatten", "Reshape") or not flattens(flat, known.dims(flat.inputs[0])):
         return None
     transpose = _own_source(flat)
     if transpose is None or not is_op(transpose, "Transpose") or attribute(node, "transA", 0):

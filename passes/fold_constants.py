@@ -161,7 +161,8 @@ def _drop_zero_bias(node: ir.Node, fold: Fold) -> bool:
     if bias.uses() or bias.is_graph_output():
         return True
     if producer is not None:
-        remove(producer)
+        if not any(value.uses() or value.is_graph_output() for value in producer.outputs):
+            remove(producer)
     elif isinstance(bias.graph, ir.Graph):
         bias.graph.initializers.pop(str(bias.name))
     return True

@@ -30,7 +30,7 @@ from onnxslim_core.errors import InternalError, RecipeError
 from onnxslim_core.graph import all_nodes, attribute, is_op, label_of, opset_of, users_of
 from onnxslim_core.rewrite import Change, Context, Edit, Guard, Kind, Rewrite
 
-from ._affine import ARITHMETIC, constant, known_shape, rank_of, shifts, source_index
+from ._affine import ARITHMETIC, constant, known_shape, misfit, rank_of, shifts, source_index
 from ._fusion import Fusion, after, before, weight_shape
 from ._linear import outputs_of
 
@@ -149,18 +149,9 @@ def moderate_offset(m: Fusion, options: FuseBatchNorm) -> str | None:
 def representable(m: Fusion, options: FuseBatchNorm) -> str | None:
     """The fused numbers must fit into the type of the weights: float16 ends at 65504 and thins out below 6e-5."""
     fused, dtype = m.fused, _array(m.weight()).dtype
-    step = {2: 2.0**-10, 4: 2.0**-23, 8: 2.0**-52}[dtype.itemsize]
-    if dtype.name == "bfloat16":
-        step = 2.0**-7
     for what, exact in (("weight", fused.weight), ("bias", fused.bias)):
-        if exact is None:
-            continue
-        with np.errstate(all="ignore"):
-            stored = exact.astype(dtype).astype(np.float64)
-        if not np.isfinite(stored).all():
-            return f"the fused {what} does not fit into {dtype.name}"
-        if np.linalg.norm(stored - exact) > step * np.linalg.norm(exact):
-            return f"the fused {what} is too small for {dtype.name}"
+        if exact is not None and (why := misfit(exact, dtype)) is not None:
+            return f"the numbers of the fused {what} {why}"
     return None
 
 

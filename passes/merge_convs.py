@@ -30,7 +30,7 @@ from onnxslim_core.errors import RecipeError
 from onnxslim_core.graph import attribute, is_op, label_of, opset_of
 from onnxslim_core.rewrite import Change, Context, Edit, Guard, Kind, Rewrite, apply
 
-from ._affine import constant
+from ._affine import constant, misfit
 from ._merge_chain import Chain, chain_at
 from ._merge_copies import Copies, copies_at
 from ._merge_parallel import Neighbours, Sum, neighbours_at, sum_at
@@ -76,21 +76,10 @@ def border_stays(m: Merge, options: MergeConvs) -> str | None:
 def representable(m: Merge, options: MergeConvs) -> str | None:
     """The merged numbers must fit into the type of the weights: float16 ends at 65504 and thins out below 6e-5."""
     single = m.single()
-    step = (
-        2.0**-7
-        if single.dtype.name == "bfloat16"
-        else float({2: 2.0**-10, 4: 2.0**-23, 8: 2.0**-52}[single.dtype.itemsize])
-    )
     weights = [m.weight(term) for term in m.terms] if isinstance(m, Copies) else [single.weight]
     for exact in (*weights, single.bias):
-        if exact is None:
-            continue
-        with np.errstate(all="ignore"):
-            stored = exact.astype(single.dtype).astype(np.float64)
-        if not np.isfinite(stored).all():
-            return f"the merged numbers do not fit into {single.dtype.name}"
-        if np.linalg.norm(stored - exact) > step * np.linalg.norm(exact):
-            return f"the merged numbers are too small for {single.dtype.name}"
+        if exact is not None and (why := misfit(exact, single.dtype)) is not None:
+            return f"the merged numbers {why}"
     return None
 
 

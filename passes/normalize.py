@@ -5,7 +5,7 @@ inference mode, and Cast, Transpose, Reshape, Flatten, Expand, Slice, Tile, Pad 
 out; CastLike to a known type becomes Cast; a known element of a split sequence becomes Slice or Gather; an If whose
 condition is constant gives way to its branch; what a Loop hands from round to round as it is, such as weights, is read
 from outside; equal weights and equal nodes are merged (random ones never are); nodes, optional outputs, weights,
-functions and opset imports that nobody uses go.
+functions and opset imports that nobody uses go; so do declared shapes of inner values that cannot be true.
 
     y = Identity(x)                  ->  x
     y = Dropout(x), inference        ->  x
@@ -18,7 +18,7 @@ strings of what stays.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -30,7 +30,7 @@ from onnxslim_core.graph import STANDARD, Names, all_nodes, attribute, bodies, i
 from onnxslim_core.rewrite import Change, Context, Kind
 
 from ._control import unique_names
-from ._facts import Facts, learn_all
+from ._facts import Dim, Facts, learn_all
 from ._functions import inline_functions, same_opsets
 from ._merge import deterministic, merge_nodes, merge_weights
 from ._record import records
@@ -66,11 +66,11 @@ class Normalize:
         names = Names(model)
         if count := unique_names(model, names):
             done[f"named {count} values and nodes"] = ["graph"]
-        facts: Facts | None = None
+        facts = _facts(model)
+        _note(done, "dropped false", "shape", _drop_false_shapes(model, facts))
         for _ in range(_ROUNDS):
-            facts = facts or _facts(model)
             tidy, merged, bytes_saved = self._round(model, names, facts)
-            facts = None if tidy.learned else facts
+            facts = _facts(model) if tidy.learned else facts
             saved += bytes_saved
             refused |= tidy.refused
             for action, places in (tidy.done | merged).items():
@@ -98,9 +98,29 @@ class Normalize:
 
 
 def _facts(model: ir.Model) -> Facts:
-    """The facts about a model, where any rule reads them."""
-    needed = any(node.op_type in NEEDS_FACTS for node in all_nodes(model.graph))
+    """The facts about a model, where any rule reads them or any shape is declared that they may belie."""
+    needed = any(
+        node.op_type in NEEDS_FACTS or any(value.shape is not None for value in node.outputs)
+        for node in all_nodes(model.graph)
+    )
     return learn_all(model) if needed else Facts(model)
+
+
+def _drop_false_shapes(model: ir.Model, facts: Facts) -> list[str]:
+    """Take off declared shapes of inner values that are wrong: onnxruntime does not mind them, but passes read them."""
+    found = []
+    for value in (value for node in all_nodes(model.graph) for value in node.outputs if value.shape is not None):
+        sizes = None if value.is_graph_output() else facts.dims(value)
+        if sizes is not None and _contradicts(value.shape, sizes):
+            value.shape = None
+            found.append(str(value.name))
+    return found
+
+
+def _contradicts(declared: ir.Shape | None, sizes: Sequence[Dim]) -> bool:
+    if declared is None or len(declared) != len(sizes):
+        return declared is not None
+    return any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(declared, sizes, strict=True))
 
 
 def _note(done: dict[str, list[str]], verb: str, noun: str, places: list[str]) -> None:
@@ -166,9 +186,11 @@ def _trim(node: ir.Node, opset: int) -> bool:
     if node.domain not in STANDARD or node.overload:
         return False
     changed = False
-    while node.inputs and node.inputs[-1] is None:
-        node.resize_inputs(len(node.inputs) - 1)
-        changed = True
+    if node.inputs and node.inputs[-1] is None:
+        least = _least_inputs(node, opset)
+        while len(node.inputs) > least and node.inputs[-1] is None:
+            node.resize_inputs(len(node.inputs) - 1)
+            changed = True
     if len(node.outputs) == 1:  # which is read, else the node would have gone
         return changed
     idle = [index for index, v in enumerate(node.outputs) if v.name and not v.uses() and not v.is_graph_output()]
@@ -180,6 +202,14 @@ def _trim(node: ir.Node, opset: int) -> bool:
         node.resize_outputs(len(node.outputs) - 1)
         changed = True
     return changed
+
+
+def _least_inputs(node: ir.Node, opset: int) -> int:
+    """How many inputs have to be written, absent ones included; all where that is not known."""
+    try:
+        return int(defs.get_schema(node.op_type, opset, "").min_input)
+    except defs.SchemaError:
+        return len(node.inputs)
 
 
 def _optional_outputs(node: ir.Node, opset: int) -> set[int]:

@@ -251,6 +251,22 @@ def test_lossy_that_gains_nothing_is_never_called_compressed() -> None:
     assert result.report.fidelity is not None and result.report.fidelity.equal()
 
 
+def test_a_cleanup_at_fault_spoils_no_other_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    folding: Any = vars(passes)["pass_class"]("fold_constants")
+    real: Callable[..., list[Change]] = folding.run
+
+    def wrong(self: Any, model: ir.Model, context: Context) -> list[Change]:
+        found = next((node for node in model.graph if node.name == "second" and "spoilt" not in node.meta), None)
+        if found is None:
+            return real(self, model, context)
+        found.meta["spoilt"] = True
+        return Fake(factor=2.0).run(model, context)
+
+    monkeypatch.setattr(folding, "run", wrong)
+    result = squeeze(net(), recipe("normalize", "fold_constants", ("fake", {"node": "first"})))
+    assert outcomes(result) == {"normalize": "nothing to do", "fold_constants": "rolled back", "fake": "done"}
+
+
 def test_lossy_that_is_faster_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[float] = []
 

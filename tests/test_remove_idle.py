@@ -182,6 +182,39 @@ def test_planted_nets_are_not_all_alike() -> None:
     assert sum(stream.padded for stream in streams) > 40 < sum(not stream.padded for stream in streams)
 
 
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("samples", [4, 5])
+def test_a_sample_of_zeros_is_no_feature_of_zeros(op: str, samples: int) -> None:
+    """One sample of what a recurrent node reads is zero; a unit that reads the feature of that number is alive."""
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
+    gate, rng = {"LSTM": 3, "GRU": 2, "RNN": 0}[op] * 5 + 1, np.random.default_rng(0)
+    arrays = {
+        "left": rng.standard_normal((samples, 3)),
+        "w": rng.standard_normal((1, gates * 5, 4)),
+        "r": rng.standard_normal((1, gates * 5, 5)),
+        "o": rng.standard_normal((5, 3)),
+    }
+    arrays["left"][2] = 0
+    arrays["w"][0, gate] = [0, 0, 2, 0]
+    arrays["r"][0, gate] = 0
+    nodes = [
+        helper.make_node("MatMul", ["left", "x"], ["u"]),
+        helper.make_node(op, ["u", "w", "r"], ["", "h"], hidden_size=5),
+        helper.make_node("MatMul", ["h", "o"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, samples, 3])],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    held = load(model)
+    pass_class("remove_idle")(round_to=1).run(held.ir, Context())
+    oracles.assert_equal(model, held.to_proto(), Kind.ALGEBRAIC)
+
+
 @pytest.mark.parametrize("round_to", [0, -4, "automatic", 1.5])
 def test_a_wrong_option_is_named(round_to: object) -> None:
     with pytest.raises(RecipeError, match="round_to of remove_idle"):

@@ -234,10 +234,10 @@ def _group(channels: ChannelGraph, classes: Ints, uses: list[Use], sinks: list[S
     axes = [channels.of(use.labels) for use in uses if use.role == "out"]
     mine = [int(np.isin(axis, classes).sum()) for axis in axes]
     unit = max(1, round(mine[0] / len(classes)))
-    beside = {axis.size - count for axis, count in zip(axes, mine, strict=True)} - {0}
+    beside = tuple(sorted({axis.size - count for axis, count in zip(axes, mine, strict=True)} - {0}))
     name = verbs.label_of(producers[0])
     reason = next((each for each in reasons if each.node), Reason(name, reasons[0].text) if reasons else None)
-    return Group(name, classes, free, unit, producers, tuple(dict.fromkeys(readers)), tuple(uses), reason, tuple(sorted(beside)))
+    return Group(name, classes, free, unit, producers, tuple(dict.fromkeys(readers)), tuple(uses), reason, beside)
 
 
 def analyse(

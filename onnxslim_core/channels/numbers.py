@@ -153,16 +153,6 @@ class Numbers(Consts):
         return _same_order(source, result) and all(self.flow.is_constant(value) for value in others)
 
 
-def _numbered(rows: Values) -> Values:
-    """A number per row, equal where the rows are."""
-    if len(rows) == 1:
-        return np.zeros(1)
-    if rows.size <= _FEW:  # numpy's sort of rows costs as much as many of these
-        seen: dict[tuple[float, ...], int] = {}
-        return np.array([seen.setdefault(tuple(row), len(seen)) for row in rows.tolist()], np.float64)
-    return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1).astype(np.float64)
-
-
 def _places(labels: Labels, numbers: Values) -> Values:
     """Which one of the elements that share a label and a number each is: a channel that was flattened has many."""
     order = np.lexsort((numbers.reshape(-1), labels.reshape(-1)))

@@ -12,17 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = [
-    "Decomposition",
-    "Factors",
-    "break_even",
-    "decompose",
-    "rank_for_energy",
-    "rank_for_ratio",
-    "ranks_up_to",
-    "round_rank",
-    "truncated_svd",
-]
+__all__ = ["Decomposition", "Factors", "break_even", "decompose", "ranks_up_to"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,13 +22,11 @@ class Factors:
     Attributes:
         a: d x r, float64.
         b: r x n, float64.
-        kept_energy: Sum of the kept s_i^2 over the sum of all, in [0, 1].
         first_dropped: The largest singular value left out, which is the spectral norm of W - A B; 0 at full rank.
     """
 
     a: np.ndarray
     b: np.ndarray
-    kept_energy: float
     first_dropped: float
 
 
@@ -54,13 +42,6 @@ class Decomposition:
     s: np.ndarray
     vt: np.ndarray
 
-    def energy(self) -> np.ndarray:
-        """Share of the energy kept at each rank 1 ... k; all ones for a matrix of zeros."""
-        # scaled by the largest, since the squares of subnormal or huge values leave float64
-        squares = (self.s / (self.s[0] or 1.0)) ** 2
-        total = float(squares.sum())
-        return np.asarray(np.cumsum(squares) / total if total > 0 else np.ones_like(squares))
-
     def factors(self, rank: int) -> Factors:
         """The best product of a given rank; each pair of a column and a row is of like norm.
 
@@ -74,7 +55,7 @@ class Decomposition:
         norms[norms == 0] = 1.0
         a = self.u[:, :rank] * np.sqrt(self.s[:rank] / norms)
         b = np.sqrt(self.s[:rank] * norms)[:, None] * self.vt[:rank]
-        return Factors(a, b, float(self.energy()[rank - 1]), dropped)
+        return Factors(a, b, dropped)
 
     def tail(self) -> np.ndarray:
         """Squared error at each rank 1 ... k: the sum of the dropped s^2."""
@@ -96,62 +77,20 @@ def decompose(weight: np.ndarray) -> Decomposition:
     return Decomposition(*np.linalg.svd(wide, full_matrices=False))
 
 
-def truncated_svd(weight: np.ndarray, rank: int) -> Factors:
-    """The two factors of the best approximation of a rank.
-
-    Args:
-        weight: d x n, any float type; the decomposition is done in float64.
-        rank: 1 to min(d, n).
-    """
-    return decompose(weight).factors(rank)
-
-
-def rank_for_energy(singular_values: np.ndarray, energy: float) -> int:
-    """The smallest rank that keeps a share of the energy.
-
-    Args:
-        singular_values: In falling order.
-        energy: In (0, 1].
-    """
-    kept = Decomposition(np.empty((0, 0)), singular_values, np.empty((0, 0))).energy()
-    # the sum may end at 1 - 1e-16
-    return int(np.searchsorted(kept, min(energy, float(kept[-1])))) + 1
-
-
-def rank_for_ratio(rows: int, columns: int, ratio: float) -> int:
-    """The largest rank at which a share of the multiply-accumulates is gone: r (d + n) <= (1 - ratio) d n.
-
-    Args:
-        rows: d.
-        columns: n.
-        ratio: The share removed, in [0, 1).
-
-    Returns:
-        0 where not even one is left.
-    """
-    # a hair more, so that a product that is whole in decimals does not fall below it in binary
-    return int((1.0 - ratio) * rows * columns / (rows + columns) + 1e-9)
-
-
 def break_even(rows: int, columns: int) -> int:
     """The largest rank at which two factors take fewer multiply-accumulates (and weights) than one matrix."""
     return (rows * columns - 1) // (rows + columns)
 
 
 def ranks_up_to(largest: int, grid: int | None) -> list[int]:
-    """The ranks of the grid of `round_rank` from 1 to `largest`."""
-    return [rank for rank in range(1, largest + 1) if round_rank(rank, grid, up=True) == rank]
-
-
-def round_rank(rank: int, grid: int | None, *, up: bool) -> int:
-    """A rank on the grid of widths that run fast.
+    """The ranks from 1 to `largest` that run fast.
 
     Args:
-        rank: At least 1.
+        largest: The last one that is asked about.
         grid: Multiples of this; None takes 16 from 64 on, 8 from 8 on, 4 from 4 on and 1 below (a CPU's vectors).
-        up: To the next multiple; else to the one before, but never to 0.
     """
-    step = grid or (16 if rank >= 64 else 8 if rank >= 8 else 4 if rank >= 4 else 1)
-    if up:
-        return -(-rank // step) * step
-    return rank // step * step or rank
+    return [rank for rank in range(1, largest + 1) if rank % (grid or _step(rank)) == 0]
+
+
+def _step(rank: int) -> int:
+    return 16 if rank >= 64 else 8 if rank >= 8 else 4 if rank >= 4 else 1

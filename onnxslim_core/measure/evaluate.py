@@ -179,8 +179,7 @@ def _unsqueeze(node: ir.Node, arrays: Args) -> Array:
 
 
 def _squeeze(node: ir.Node, arrays: Args) -> Array:
-    axes = _axes(node, arrays, 1)
-    return np.squeeze(_need(arrays, 0), axes)
+    return np.squeeze(_need(arrays, 0), _axes(node, arrays, 1) or None)
 
 
 def _reshape(node: ir.Node, arrays: Args) -> Array:

@@ -108,9 +108,7 @@ class Rule:
 
 
 _TRACED = frozenset({"Constant", "Identity", "Cast", "CastLike", "Transpose", "DequantizeLinear", "Reshape"})
-_RANDOM = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
-)
+_RANDOM = frozenset((*verbs.RANDOM, "Dropout"))
 
 
 def is_constant_op(node: ir.Node) -> bool:

@@ -146,7 +146,10 @@ def _value(consts: Consts, node: ir.Node) -> None:
         return
     size, gates, gate = inner.shape[2], _GATES[node.op_type], _CANDIDATE[node.op_type]
     x = consts.get(node.inputs[0])
-    heard = np.ones(weight.shape[2], np.bool_) if x is None or x.size == 1 else x.reshape(-1) != 0
+    depth = weight.shape[2]
+    heard = np.ones(depth, np.bool_)
+    if x is not None and x.size > 1 and x.shape[-1] == depth:  # it may vary along steps and samples as well
+        heard = (x.reshape(-1, depth) != 0).any(axis=0)
     rows = slice(gate * size, (gate + 1) * size)
     zero = np.asarray(~weight[:, rows][:, :, heard].any(axis=(0, 2)))
     if bias is not None:  # those of W and those of R

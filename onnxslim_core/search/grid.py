@@ -43,10 +43,10 @@ def kept_classes(wanted: int, classes: int, unit: int, round_to: int | str, besi
             axis, so that it stays on the grid whatever goes of the others.
     """
     block = _BLOCK if isinstance(round_to, str) else round_to
+    full = classes * unit
     for kept in range(max(wanted, 1), classes):
-        width, full = kept * unit, classes * unit
-        if not admissible(width, full, round_to):
-            continue
-        if not beside or ((full - width) % block == 0 and all(admissible(width + n, full + n, round_to) for n in beside)):
+        width = kept * unit
+        fits = [admissible(width + others, full + others, round_to) for others in (0, *beside)]
+        if all(fits) and (not beside or (full - width) % block == 0):
             return kept
     return classes

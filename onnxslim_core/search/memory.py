@@ -39,11 +39,6 @@ class Memory:
         self._path = None if folder is None else folder / f"{kind}-{key[:32]}.jsonl"
         self._known = dict(_entry for line in _lines(self._path) if (_entry := self._read(line)) is not None)
 
-    @property
-    def is_kept(self) -> bool:
-        """False where nothing outlives the process."""
-        return self._path is not None
-
     def get(self, name: str) -> Mapping[str, Any] | None:
         """What is known under a name."""
         return self._known.get(name)
