@@ -193,3 +193,67 @@ def test_a_polish_wants_a_criterion_from_samples() -> None:
     for name in ("prune_channels", "slim"):
         with pytest.raises(RecipeError, match=f"polish of {name} is -1"):
             pass_class(name)(polish=-1, target=0.5, allocation="macs", criterion="obs")
+
+
+def perceptron(reader: str) -> ir.Model:
+    """Three layers on what smooth pictures hold, biases far from zero; each is written as the reader says."""
+    rng = np.random.default_rng(3)
+    nodes, weights, x = [helper.make_node("Flatten", ["x"], ["f"], name="f")], list[Any](), "f"
+    for number, (into, out) in enumerate(((360, 96), (96, 64), (64, 5))):
+        array = rng.normal(0, (2 / into) ** 0.5, (into, out)).astype(np.float32)
+        bias = rng.normal(0, 1, out).astype(np.float32)
+        kept = {f"w{number}": array.T if reader == "turned Gemm" else array, f"b{number}": bias}
+        y = f"y{number}" if number < 2 else "y"
+        if "Gemm" in reader:
+            extra = {"transB": 1, "alpha": 0.5, "beta": 2.0} if reader == "turned Gemm" else {}
+            nodes.append(helper.make_node("Gemm", [x, *kept], [y], name=f"layer{number}", **extra))
+        elif reader == "MatMul":
+            del kept[f"b{number}"]
+            nodes.append(helper.make_node("MatMul", [x, *kept], [y], name=f"layer{number}"))
+        else:
+            kept[f"b{number}"] = bias.reshape(1, out) if reader == "MatMul and row" else bias
+            nodes.append(helper.make_node("MatMul", [x, f"w{number}"], [f"p{number}"], name=f"layer{number}"))
+            nodes.append(helper.make_node("Add", [f"b{number}", f"p{number}"], [y], name=f"add{number}"))
+        if number < 2:
+            nodes.append(helper.make_node("Relu", [y], [f"r{number}"], name=f"relu{number}"))
+            x = f"r{number}"
+        weights += [numpy_helper.from_array(value, name) for name, value in kept.items()]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 12, 10])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])],
+        weights,
+    )
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+READERS = ("Gemm", "turned Gemm", "MatMul", "MatMul and Add", "MatMul and row")
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    ("criterion", "repair"), [("obs", "least_squares"), ("obs", "none"), ("wifv", "scale"), ("apoz", "bias")]
+)
+def test_what_is_written_loses_what_was_measured(reader: str, criterion: str, repair: str) -> None:
+    original, pruned = perceptron(reader), perceptron(reader)
+    changes = prune(pruned, context(), criterion=criterion, allocation="macs", target=0.7, repair=repair)
+    (told,) = (change.details for change in changes if "measured_loss" in change.details)
+    seen = [each for each in samples(96, 1)]
+    expected = answers(original, seen)
+    found = np.square(answers(pruned, seen) - expected).sum() / np.square(expected - expected.mean(0)).sum()
+    assert found < 3 * told["measured_loss"]
+    assert told["measured_loss"] < 30 * found  # solved with most of these samples, and measured on the others
+    assert ("nodes_solved" in told) and (repair == "none") == (told["nodes_solved"] == 0)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_layers_alone_lose_as_rows_of_a_plan_what_they_lose(reader: str) -> None:
+    """A row of the plan is measured by running what follows; the whole model with that one layer says the same."""
+    original, split = perceptron(reader), perceptron(reader)
+    changes = pass_class("slim")(forms=("rank",), allocation="macs", target=0.93, repair="none").run(split, context())
+    rows = [change for change in changes if change.action.startswith("split it")]
+    assert len(rows) == 1
+    expected, found = (answers(model, samples(96, 1)) for model in (original, split))
+    loss = np.square(found - expected).sum() / np.square(expected - expected.mean(0)).sum()
+    assert loss < 3 * rows[0].details["predicted_loss"] < 30 * loss

@@ -172,10 +172,16 @@ def _gemm_bias(node: ir.Node, array: np.ndarray) -> Floats | None:
 
 
 def bias_of(node: ir.Node, n: int) -> Floats:
-    """What a linear node itself adds to each of its n outputs, (n,); nothing in a MatMul."""
+    """What is added to each of the n outputs of a linear node, (n,), by itself or by the Add behind a MatMul.
+
+    With it weights and bias of a node are what `put_weights` takes, and what its answer is made of (`answer_of`).
+    """
     if node.op_type == "Gemm":
         found = _gemm_bias(node, np.asarray(verbs.array_of(node.inputs[1])))
         return np.zeros(n) if found is None else np.array(found)
+    if (behind := _bias_add(node)) is not None:
+        add, place = behind
+        return np.asarray(verbs.array_of(add.inputs[place]), np.float64).reshape(-1)
     given = node.inputs[2] if _is_kernel(node) and len(node.inputs) > 2 else None
     array = None if given is None else verbs.array_of(given)
     return np.zeros(n) if array is None else np.array(np.broadcast_to(np.asarray(array, np.float64).reshape(-1), (n,)))

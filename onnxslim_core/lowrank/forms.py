@@ -20,7 +20,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxslim_core.graph import array_of, attribute, is_op
+from onnxslim_core.calibration.consumers import bias_of
+from onnxslim_core.graph import attribute, is_op
 from onnxslim_core.lowrank.channel import Channel, Matrix
 from onnxslim_core.lowrank.gather import Seen
 from onnxslim_core.lowrank.linear import Curve, Linear
@@ -230,15 +231,4 @@ def weights_like(node: ir.Node, offer: Offer) -> tuple[Floats, Floats]:
     if is_op(node, "Gemm"):
         weights = weights * float(attribute(node, "alpha", 1.0))
     shift = shift_of(node, offer)
-    return weights, _bias(node, weights.shape[1]) + (0.0 if shift is None else shift)
-
-
-def _bias(node: ir.Node, count: int) -> Floats:
-    """What a layer adds, an Add behind a MatMul and a Gemm's beta included; zeros where that is no plain constant."""
-    place = shifted(node)
-    owner, index = place if place is not None else (node, len(node.inputs))
-    array = array_of(owner.inputs[index]) if index < len(owner.inputs) else None
-    if array is None:
-        return np.zeros(count)
-    factor = float(attribute(node, "beta", 1.0)) if is_op(node, "Gemm") else 1.0
-    return np.array(np.broadcast_to(array.astype(np.float64).reshape(-1) * factor, (count,)))
+    return weights, bias_of(node, weights.shape[1]) + (0.0 if shift is None else shift)
