@@ -238,6 +238,8 @@ def answer_breaches(budget: Budget, fidelity: Fidelity) -> list[str]:
             if limit is None:
                 continue
             value = getattr(fidelity.outputs[place], figure)
+            if key == "min_top1_agreement" and value is None:  # integers and labels answer for themselves
+                value = fidelity.outputs[place].equal_share
             found += value is not None
             if value is not None or own is not None:
                 lines += _breach(key, limit, value, place)

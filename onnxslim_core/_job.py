@@ -67,18 +67,24 @@ ROUNDS = 10
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds by stage."""
+    """Seconds by stage; what is spent in a stage within another counts there alone, so that they add up."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    _within: list[float] = field(default_factory=list)
+    """Per open stage, the seconds of stages within it."""
 
     @contextlib.contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Count the time spent inside to a stage."""
         start = time.perf_counter()
+        self._within.append(0.0)
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            spent = time.perf_counter() - start
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent - self._within.pop()
+            if self._within:
+                self._within[-1] += spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +301,8 @@ class Job:
             try:
                 changes = self._fit(planned.step).run(work.ir, context) if planned.step is not None else []
                 resting = self._resting(planned.step, changes, last.resting)
-                if planned.tidy:
+                # after a lossy step that did nothing there is nothing to tidy, and what was taken back stays back
+                if planned.tidy and (planned.exact or any(change.applied for change in changes)):
                     changes, resting = [*changes, *self._tidy(work.ir, context, resting)], frozenset(CLEANUP)
             except Exception as err:
                 if (met := self._contradiction(planned, err)) is None:
@@ -624,18 +631,29 @@ class Job:
             self.out[number] = dataclasses.replace(self.out[number], reason=reason)
         return self._walk(exact[: lossy[0]])
 
+    def _exact_at_first(self, states: Sequence[_State]) -> list[int]:
+        """The steps that changed something, up to the first lossy one."""
+        return list(itertools.takewhile(lambda number: self.plan[number - 1].exact, self._moved(states)))
+
     def _not_slower(self, states: list[_State]) -> tuple[list[_State], Latency | None]:
-        """Time the result; take exact steps back, from the last on, where it is slower with confidence."""
+        """Time the result; take exact steps back, from the last on, where it is slower with confidence.
+
+        Lossy steps may be there for the size; what comes before them has no such excuse.
+        """
         while True:
-            final, moved = states[-1].model, self._moved(states)
+            final, moved = states[-1].model, self._exact_at_first(states)
             if not self.times or (final is self.start and self.reference is self.start):
                 return states, None
             latency = self._time(self.reference, final, self.latency_seconds)
-            if latency.low <= SLOWER or not moved or not all(self.plan[number - 1].exact for number in moved):
+            if latency.low <= SLOWER or not moved:
                 return states, latency
+            if moved != self._moved(states):
+                early = self._time(self.reference, states[moved[-1]].model, self.latency_seconds)
+                if early.low <= SLOWER:
+                    return states, latency
             if self._share(states):
                 states = self._settle(self._one_by_one(states))
-                moved = self._moved(states)
+                moved = self._exact_at_first(states)
             guilty = moved[0]
             for number, earlier in zip(moved[:0:-1], moved[-2::-1], strict=True):
                 if self._time(self.reference, states[earlier].model, self.latency_seconds).low <= SLOWER:

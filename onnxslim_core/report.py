@@ -406,16 +406,18 @@ def _answers(report: Report) -> str:
     if report.fidelity is None:
         return "answers unverified"
     if report.outcome == "exact":
-        return "equal answers"
+        return "no finite answers to compare" if report.fidelity.shows_nothing() else "equal answers"
     outputs = report.fidelity.outputs
     if other := [name for name, figures in outputs.items() if figures.mismatch]:
         return f"answers of another size ({', '.join(other[:3])}{', ...' * (len(other) > 3)})"
+    words = []
     scored = {name: figures.cosine for name, figures in outputs.items() if figures.cosine is not None}
-    if not scored:
-        return "answers compared"
-    worst = min(scored, key=lambda name: -math.inf if math.isnan(scored[name]) else scored[name])
-    of = f" ({worst})" if len(outputs) > 1 else ""
-    return f"cosine {scored[worst]:.4f}{of}"
+    if scored:
+        worst = min(scored, key=lambda name: -math.inf if math.isnan(scored[name]) else scored[name])
+        words.append(f"cosine {scored[worst]:.4f}" + (f" ({worst})" if len(outputs) > 1 else ""))
+    shares = {name: figures.equal_share for name, figures in outputs.items() if figures.equal is False}
+    words += [f"{100 * (share or 0.0):.1f} % of {name} equal" for name, share in shares.items()]
+    return ", ".join(words) or "answers compared"
 
 
 # ---------------------------------------------------------------------------------------------------- console

@@ -303,6 +303,60 @@ def test_exact_steps_measured_slower_are_taken_back(monkeypatch: pytest.MonkeyPa
     assert result.report.latency is not None and result.report.latency.ratio == 1.0
 
 
+def test_a_lossy_step_that_does_nothing_brings_back_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cleanup after it would do again what was taken back as slower, and it would be called compressed."""
+    source = net()
+    source.graph.node.insert(1, helper.make_node("Identity", ["h"], ["i"], name="idle"))
+    source.graph.node[2].input[0] = "i"
+
+    def timing(reference: Any, candidate: Any, *args: Any, **options: Any) -> Latency:
+        return latency(1.0 if any(node.op_type == "Identity" for node in candidate.ir.graph) else 1.2)
+
+    monkeypatch.setattr(_job, "compare_latency", timing)
+    monkeypatch.setattr(Narrow, "run", lambda *_: [])
+    result = compress(source, recipe("normalize", "narrow"))
+    assert outcomes(result) == {"normalize": "rolled back", "narrow": "nothing to do"}
+    assert result.report.outcome == "unchanged"
+
+
+def test_exact_steps_that_slow_a_lossy_result_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = 1 + 2**-21
+
+    def timing(reference: Any, candidate: Any, *args: Any, **options: Any) -> Latency:
+        ours, theirs = (m.ir.graph.initializers["w1"].const_value.numpy()[0, 0] for m in (reference, candidate))
+        return latency(1.2 if ours != theirs else 1.0)
+
+    monkeypatch.setattr(_job, "compare_latency", timing)
+    result = compress(net(width=64), recipe(("fake", {"factor": slow, "node": "first"}), "narrow"), verify=False)
+    assert outcomes(result) == {"cleanup": "nothing to do", "fake": "rolled back", "narrow": "done"}
+
+
+def test_a_stage_within_another_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0, 1.0, 5.0, 7.0])
+    monkeypatch.setattr("onnxslim_core._job.time.perf_counter", lambda: next(ticks))
+    clock = _job.Clock()
+    with clock("outer"), clock("inner"):
+        pass
+    assert clock.seconds == {"inner": 4.0, "outer": 3.0}
+
+
+def test_labels_that_change_are_told_in_the_headline() -> None:
+    source = net(width=64)
+    source.graph.node.append(helper.make_node("ArgMax", ["y"], ["label"], axis=1, name="label"))
+    source.graph.output.append(helper.make_tensor_value_info("label", TensorProto.INT64, None))
+    result = squeeze(
+        source, recipe(("narrow", {"keep": 8})), data={"x": RNG.standard_normal((80, 8)).astype(np.float32)}
+    )
+    assert " % of label equal" in result.report.headline
+    kept = squeeze(
+        source,
+        recipe(("narrow", {"keep": 8})),
+        data={"x": RNG.standard_normal((80, 8)).astype(np.float32)},
+        budget=Budget(min_top1_agreement=0.999),
+    )
+    assert outcomes(kept)["narrow"] == "rolled back"
+
+
 @pytest.mark.parametrize(
     ("ratio", "limit", "allow", "passes"),
     [(0.7, 0.8, False, True), (0.9, 0.8, False, False), (0.8, 0.8, False, False), (0.8, 0.8, True, True)],

@@ -205,7 +205,7 @@ def perceptron(reader: str) -> ir.Model:
         kept = {f"w{number}": array.T if reader == "turned Gemm" else array, f"b{number}": bias}
         y = f"y{number}" if number < 2 else "y"
         if "Gemm" in reader:
-            extra = {"transB": 1, "alpha": 0.5, "beta": 2.0} if reader == "turned Gemm" else {}
+            extra: dict[str, Any] = {"transB": 1, "alpha": 0.5, "beta": 2.0} if reader == "turned Gemm" else {}
             nodes.append(helper.make_node("Gemm", [x, *kept], [y], name=f"layer{number}", **extra))
         elif reader == "MatMul":
             del kept[f"b{number}"]
@@ -239,7 +239,7 @@ def test_what_is_written_loses_what_was_measured(reader: str, criterion: str, re
     original, pruned = perceptron(reader), perceptron(reader)
     changes = prune(pruned, context(), criterion=criterion, allocation="macs", target=0.7, repair=repair)
     (told,) = (change.details for change in changes if "measured_loss" in change.details)
-    seen = [each for each in samples(96, 1)]
+    seen = samples(96, 1)
     expected = answers(original, seen)
     found = np.square(answers(pruned, seen) - expected).sum() / np.square(expected - expected.mean(0)).sum()
     assert found < 3 * told["measured_loss"]

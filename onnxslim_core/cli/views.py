@@ -78,8 +78,10 @@ def print_fidelity(console: Console, fidelity: Fidelity, data: str) -> None:
     if fidelity.metric is not None:
         before, after = fidelity.metric
         console.print(f"metric: {before:.6g} for the reference, {after:.6g} for the candidate", highlight=False)
-    equal = fidelity.equal()
-    text = "equal within rounding" if equal else "not equal"
+    for line in fidelity.blank():
+        console.print(f"[yellow]{escape(line)}[/]", highlight=False)
+    equal = fidelity.equal() and not fidelity.shows_nothing()
+    text = "equal within rounding" if equal else "nothing to compare" if fidelity.shows_nothing() else "not equal"
     console.print(f"[bold {'green' if equal else 'yellow'}]{text}[/], on {escape(data)}", highlight=False)
 
 

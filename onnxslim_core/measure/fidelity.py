@@ -100,6 +100,10 @@ class Fidelity:
         found = ((name, o) for name, o in self.outputs.items() if o.blank)
         return [f"{name}: no finite number to compare in {o.blank} of {o.answers} answers" for name, o in found]
 
+    def shows_nothing(self) -> bool:
+        """True where no output holds anything to compare: only NaN, infinities, or no numbers at all."""
+        return bool(self.outputs) and all(o.kind == "float" and o.blank for o in self.outputs.values())
+
     def equal(self, tolerance: float = 1e-5) -> bool:
         """True where every output is the same in real arithmetic, as far as running can tell.
 

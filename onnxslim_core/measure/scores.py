@@ -21,6 +21,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _NAN = float("nan")
 _TOP = 5
 _MOST_CLASSES = 1000
+_STEADY = 1e-4
+"""Single numbers that vary by less than this share of their size are taken for one number that is always the same."""
 
 
 Parts = tuple[int, Mapping[str, tuple[int, int]]]
@@ -34,7 +36,8 @@ class OutputFidelity:
     Attributes:
         kind: "float" or "exact" (integers, booleans, texts).
         answers: How many were compared.
-        cosine: Mean over answers; NaN where NaN or infinities do not stand at the same places.
+        cosine: Mean over answers; NaN where NaN or infinities do not stand at the same places. Where each answer is one
+            number, whose cosine would be its sign, it is that of all answers in a row, centred if they vary.
         worst_cosine: Of the worst answer.
         centred_cosine: After the reference's mean answer is taken off both; where all answers are one, or of different
             shapes, the mean number is taken off instead.
@@ -51,6 +54,7 @@ class OutputFidelity:
         equal_share: The share of them that is.
         not_finite: Elements that are NaN or infinite in the candidate and not the same in the reference.
         blank: Answers without a single finite number in both: equal or not, they show nothing, so there is no figure.
+            Answers of no numbers at all, such as of a detector that finds nothing, count only where all are like that.
         nan: NaN in the reference and in the candidate.
         inf: Infinities likewise.
         noise_floor: `error` of the reference against itself, one unit in the last place of the input apart; None
@@ -233,8 +237,8 @@ class _Sums:
         self._diff2 = self._norm2 = 0.0
         self._max_diff = self._max_ref = 0.0
         self._nan, self._inf = [0, 0], [0, 0]
-        self._not_finite = self._lost = self._blank = 0
-        self._same_shape = True
+        self._not_finite = self._lost = self._blank = self._empty = 0
+        self._same_shape = self._single = True
         self._pivot: Array | None = None
         self._sum_r = self._sum_c = self._units = np.zeros(0)
         self._rr = self._cc = self._rc = 0.0
@@ -243,6 +247,10 @@ class _Sums:
     def add(self, r: Array, c: Array) -> None:
         """One answer of each, flat, in float64."""
         self.count += 1
+        if not r.size:
+            self._empty += 1
+            return
+        self._single = self._single and r.size == 1
         for index, array in enumerate((r, c)):
             self._nan[index] += int(np.isnan(array).sum())
             self._inf[index] += int(np.isinf(array).sum())
@@ -283,15 +291,21 @@ class _Sums:
 
     def figures(self) -> dict[str, Any]:
         counts = {"nan": tuple(self._nan), "inf": tuple(self._inf), "not_finite": self._not_finite}
-        counts["blank"] = self._blank
+        counts["blank"] = self.count if self._empty == self.count else self._blank
         if self._not_finite or self._lost or not self.count:
             return counts | _no_figures()
-        if self._blank:
+        if counts["blank"]:
             return counts | _no_figures() | {"error": _ratio(self._max_diff, self._max_ref)}
         centred, constant_cosine, constant_l2 = self._centred()
+        cosine, worst = float(np.mean(self._cosines)), min(self._cosines)
+        if self._single and len(self._cosines) > 1:
+            varies = constant_l2 > _STEADY
+            _, _, _, rr, cc, rc = (float(x) for x in self._flat)
+            cosine = worst = centred if varies else _cosine(rc, rr**0.5, cc**0.5)
+            constant_cosine = 0.0 if varies else 1.0
         return counts | {
-            "cosine": float(np.mean(self._cosines)),
-            "worst_cosine": min(self._cosines),
+            "cosine": cosine,
+            "worst_cosine": worst,
             "centred_cosine": centred,
             "relative_l2": _ratio(self._diff2**0.5, self._norm2**0.5),
             "worst_relative_l2": max(self._relative),
@@ -303,9 +317,9 @@ class _Sums:
 
     def _centred(self) -> tuple[float, float, float]:
         """Centred cosine, and what the constant answer would score as cosine and relative L2."""
-        if self.count < 2 or not self._same_shape or self._pivot is None:
+        n = self.count - self._empty
+        if n < 2 or not self._same_shape or self._pivot is None:
             return self._centred_by_number()
-        n = self.count
         mean = self._sum_r / n
         mean2 = float(mean @ mean)
         # sum (r - m)(c - m) = sum rc - m.(sum r + sum c) + n m.m, with sum r = n m

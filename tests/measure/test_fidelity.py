@@ -97,6 +97,30 @@ def test_one_answer_is_centred_by_its_mean_number() -> None:
     assert _tally([a], [a]).centred_cosine == pytest.approx(1)
 
 
+def test_single_numbers_are_compared_over_all_answers() -> None:
+    """The cosine of one positive number with another is 1, whatever they are: a broken classifier would pass by it."""
+    ours = _rng().uniform(0, 1, (50, 1)).astype(np.float32)
+    steady = np.full_like(ours, ours.mean())
+    assert _tally([ours], [ours], batch=50).cosine == pytest.approx(1)
+    assert _tally([ours], [steady], batch=50).cosine == pytest.approx(0)
+    assert _tally([ours], [steady], batch=50).constant_cosine == 0
+    assert _tally([ours], [1 - ours], batch=50).worst_cosine == pytest.approx(-1, abs=0.1)
+    near = _tally([ours], [ours + 0.01 * _rng().standard_normal(ours.shape)], batch=50).cosine
+    assert near is not None and 0.99 < near < 1
+    # of a number that is always the same only its size can be compared
+    assert _tally([steady], [steady * (1 + 1e-6 * ours)], batch=50).cosine == pytest.approx(1)
+    assert _tally([steady], [np.zeros_like(steady)], batch=50).cosine == 0
+
+
+def test_answers_without_a_number_show_nothing_unless_others_do() -> None:
+    empty, some = np.zeros((0, 4), np.float32), np.arange(8, dtype=np.float32).reshape(2, 4)
+    found = _tally([empty, empty], [empty, empty])
+    assert found.blank == 2 and found.cosine is not None and math.isnan(found.cosine)
+    assert found.error == 0
+    both = _tally([empty, some, some + 1], [empty, some, some + 1])
+    assert both.blank == 0 and both.cosine == pytest.approx(1) and both.answers == 3
+
+
 def test_a_batch_counts_row_by_row() -> None:
     rng = _rng()
     a = rng.standard_normal((8, 5)).astype(np.float32)
