@@ -10,6 +10,7 @@ The public names load on first use, so that the import itself is quick.
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from onnxslim_core.verdict import Verdict, gate
 
 _later.install()
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime writes events into the user's cache from 1.32 on
 
 __version__ = "0.1.0"
 

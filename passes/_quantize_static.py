@@ -96,7 +96,8 @@ class Search:
         draft, score = self._equalized(draft, judge, batches, score)
         everything = tuple(draft.linear)
         score = self._mended(draft, judge, batches, everything, score)
-        self.details |= {"layers": len(everything), "cosine_of_all": score.cosine}
+        worst = min(score.parts, key=score.parts.__getitem__, default=None)
+        self.details |= {"layers": len(everything), "cosine_of_all": score.cosine, "worst_of_all": worst}
         choice: Choice | None = Choice(everything, score)
         if score.damage > MARGIN:
             choice = self._mixed(draft, judge, judge.fewer(self._count(draft, _WORK / 4, _FEW)), batches, score)

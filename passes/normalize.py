@@ -25,13 +25,13 @@ from typing import Any, ClassVar, final
 import onnx_ir as ir
 from onnx import defs
 
+from onnxslim_core._functions import inline_functions, same_opsets
 from onnxslim_core.errors import InternalError, InvalidModel
 from onnxslim_core.graph import STANDARD, Names, all_nodes, attribute, bodies, is_op, label_of, opset_of, remove
 from onnxslim_core.rewrite import Change, Context, Kind
 
 from ._control import unique_names
 from ._facts import Dim, Facts, learn_all
-from ._functions import inline_functions, same_opsets
 from ._merge import deterministic, merge_nodes, merge_weights
 from ._record import records
 from ._tidy import NEEDS_FACTS, Tidy, idle_nodes, inference_mode

@@ -104,16 +104,18 @@ class Quantize:
         if not nodes:
             return [self._refusal("has_weights", "no Conv, Gemm or MatMul has constant float32 weights")]
         details: dict[str, Any] = {}
-        if mode == "static" and self.measure != "never" and context.latency is not None:
-            nodes = self._fast(work, nodes, context, details)
-        wanted = Wanted(mode, self.min_cosine, self.min_agreement, self.ranges, self.percentile, self.repair, nodes)
-        search = Search(model, work, wanted, context, details)
         try:
+            if mode == "static" and self.measure != "never" and context.latency is not None:
+                nodes = self._fast(work, nodes, context, details)
+            wanted = Wanted(mode, self.min_cosine, self.min_agreement, self.ranges, self.percentile, self.repair, nodes)
+            search = Search(model, work, wanted, context, details)
             found, chosen = search.run()
         except MeasureError as err:
             return [self._refusal("runs", str(err))]
         if found is None:
             reason = f"no layer can be int8 with a cosine of {self.min_cosine:g} in every part"
+            if (worst := search.details.get("worst_of_all")) is not None:
+                reason += f" (all of them at once: {search.details['cosine_of_all']:.4f} at '{worst}')"
             return [self._refusal("near_enough", reason, search.details)]
         if (slow := self._slow(model, found, context, search.details)) is not None:
             return [slow]

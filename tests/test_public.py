@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, parser
 
 import onnxslim_core as osc
 
@@ -72,3 +73,16 @@ def test_gate(tmp_path: Path) -> None:
     budget = tmp_path / "budget.toml"
     assert osc.gate(tmp_path / "net.onnx", tmp_path / "same.onnx", budget=budget).passed
     assert not osc.gate(tmp_path / "net.onnx", tmp_path / "off.onnx", budget=budget).passed
+
+
+def test_nothing_is_left_in_a_home_folder_but_what_we_keep(tmp_path: Path) -> None:
+    """Such as events of the telemetry that onnxruntime brings along."""
+    path = tmp_path / "net.onnx"
+    text = '<ir_version: 8, opset_import: ["": 17]> g (float[2] x) => (float[2] y) { y = Neg(x) }'
+    onnx.save(parser.parse_model(text), path)
+    home = tmp_path / "home"
+    home.mkdir()
+    command = [sys.executable, "-m", "onnxslim_core", "bench", str(path), "--seconds", "1"]
+    told = {key: value for key, value in os.environ.items() if not key.startswith(("ORT_", "XDG_"))}
+    subprocess.run(command, env={**told, "HOME": str(home), "TMPDIR": str(home)}, check=True, capture_output=True)
+    assert [found for found in home.rglob("*") if found.is_file() and "onnxslim" not in str(found)] == []

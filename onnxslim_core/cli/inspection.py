@@ -150,7 +150,7 @@ def inspect(model: Model, sample: Sample | None, *, explain: bool = False, note:
     notes += [note] if note else []
     return Inspection(
         model=model.source.name if model.source is not None else "a model in memory",
-        bytes=model.nbytes,
+        bytes=counted.bytes,
         ir_version=int(source.ir_version),
         producer=maker,
         opsets={domain or "ai.onnx": number for domain, number in sorted(source.opset_imports.items())},

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from onnxslim_core._functions import written_out
 from onnxslim_core.errors import MeasureError
 from onnxslim_core.graph import all_nodes, bodies, is_op, label_of
 from onnxslim_core.measure.session import open_session, run
@@ -73,7 +74,7 @@ class Cost:
         peak_activation_bytes: The most that inputs, outputs and intermediate results take up at once, node after node
             in the order of the file, without sharing memory between input and output. Inputs count throughout,
             since the caller holds them.
-        nodes: Nodes of the main graph and of bodies, but for Constant.
+        nodes: Nodes of the main graph and of bodies, but for Constant; functions count as if they were written out.
         layers: One row per node of the main graph.
         has_bodies: True where there are nodes in If, Loop or Scan, whose MACs are not in the count.
         unknown_shapes: Values whose shape is not known; they count 0.
@@ -97,16 +98,17 @@ def cost(model: Model, sample: Sample | None, shapes: Shapes | None = None) -> C
         sample: Whose sizes to count at; None counts at the declared sizes, and 0 where they are symbolic.
         shapes: What is known at these sizes, where the caller has it.
     """
-    shapes = concrete_shapes(model.ir, sample) if shapes is None else shapes
-    graph = model.ir.graph
+    plain = written_out(model.ir)
+    shapes = concrete_shapes(plain, sample) if shapes is None or plain is not model.ir else shapes
+    graph = plain.graph
     outputs = [v for node in graph for v in node.outputs if v.name]
-    layers, size = _layers(graph, shapes), size_of(model)
+    layers = _layers(graph, shapes)
     return Cost(
         macs=sum(layer.macs for layer in layers),
-        params=params_of(model.ir),
-        bytes=size.bytes,
+        params=params_of(plain),
+        bytes=_bytes_in_file(model),
         peak_activation_bytes=_peak(graph, shapes),
-        nodes=size.nodes,
+        nodes=_count_nodes(plain),
         layers=layers,
         has_bodies=any(bodies(node) for node in graph),
         unknown_shapes=sum(v not in shapes.shape for v in outputs),
@@ -114,9 +116,16 @@ def cost(model: Model, sample: Sample | None, shapes: Shapes | None = None) -> C
 
 
 def size_of(model: Model) -> Size:
-    """Bytes and nodes of a model, without looking at shapes."""
-    nodes = sum(not is_op(node, "Constant") for node in all_nodes(model.ir.graph))
-    return Size(sum(map(len, model.pieces())), nodes)
+    """Bytes and nodes of a model, without looking at shapes; calls of functions are nodes as they stand."""
+    return Size(_bytes_in_file(model), _count_nodes(model.ir))
+
+
+def _bytes_in_file(model: Model) -> int:
+    return sum(map(len, model.pieces()))
+
+
+def _count_nodes(model: ir.Model) -> int:
+    return sum(not is_op(node, "Constant") for node in all_nodes(model.graph))
 
 
 def params_of(model: ir.Model) -> int:

@@ -177,3 +177,18 @@ def test_the_profile_names_operators_and_its_shares_add_up() -> None:
     assert any("Conv" in row.op for row in rows)
     assert sum(row.share for row in rows) == pytest.approx(1)
     assert [row.microseconds for row in rows] == sorted((row.microseconds for row in rows), reverse=True)
+
+
+def test_functions_count_as_if_they_were_written_out() -> None:
+    text = """
+    <ir_version: 9, opset_import: ["": 18, "own": 1]> g (float[1,3,8,8] x, float[4,3,1,1] w) => (float[1,4,8,8] y) {
+      y = own.twice(x, w)
+    }
+    <domain: "own", opset_import: ["": 18, "own": 1]> twice (x, w) => (y) { a = own.once(x, w)  y = Neg(a) }
+    <domain: "own", opset_import: ["": 18]> once (x, w) => (y) { a = Relu(x)  y = Conv(a, w) }
+    """
+    model = load(parser.parse_model(text))
+    sample = {"x": np.zeros((1, 3, 8, 8), np.float32), "w": np.zeros((4, 3, 1, 1), np.float32)}
+    found = cost(model, sample)
+    assert (found.macs, found.nodes, found.unknown_shapes) == (3 * 4 * 64, 3, 0)
+    assert len(model.ir.functions) == 2 and len(model.ir.graph) == 1

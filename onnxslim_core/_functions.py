@@ -9,7 +9,7 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass
 
 from onnxslim_core.graph import STANDARD, all_nodes
 
-__all__ = ["FunctionGuard", "inline_functions", "same_opsets"]
+__all__ = ["FunctionGuard", "inline_functions", "same_opsets", "written_out"]
 
 FunctionGuard = Callable[[ir.Function, ir.Model], str | None]
 """A predicate (function, model) -> reason for refusal or None."""
@@ -51,6 +51,15 @@ def inline_functions(
     InlinePass(criteria=lambda function: function not in stay)(model)
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     return [name for key, name in before.items() if key not in model.functions]
+
+
+def written_out(model: ir.Model) -> ir.Model:
+    """The model itself where it brings no functions along, else a copy in which all that can be are written out."""
+    if not model.functions:
+        return model
+    found = model.clone()
+    inline_functions(found, (), {})
+    return found
 
 
 def _versions(imports: dict[str, int]) -> dict[str, int]:
