@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,14 +10,18 @@ import onnx_ir as ir
 
 from onnxslim_core.errors import MeasureError
 from onnxslim_core.measure.session import open_session, run
+from onnxslim_core.measure.shapes import concrete_shapes
 from onnxslim_core.model import wrap
 from onnxslim_core.rewrite import Sample
 
 __all__ = ["first_of", "samples_in", "stacked"]
 
 _NOTE = "onnxslim_core.takes_batches"
+_SIZE = "onnxslim_core.bytes_between"
 _BYTES = 4 << 20
-"""The inputs of one batch take at most so many: what lies between the layers takes some tens of times that."""
+"""The inputs of one batch take at most so many."""
+_BETWEEN = 1 << 29
+"""All that lies between the layers takes at most so many in one batch: who looks at all layers at once holds it."""
 
 
 def samples_in(batch: Sample) -> int:
@@ -49,7 +54,7 @@ def stacked(model: ir.Model, samples: Sequence[Sample], size: int = 32) -> list[
     if not inputs or fixed or len(firsts) != 1 or len(shapes) != 1:
         return list(samples)
     large = max(sum(array.nbytes for array in sample.values()) for sample in samples)
-    size = min(size, max(_BYTES // max(large, 1), 1))
+    size = min(size, max(_BYTES // max(large, 1), 1), max(_BETWEEN // max(_between(model, samples[0]), 1), 1))
     if min(size, len(samples)) < 2 or not _takes_two(model, _joined(samples[:2])):
         return list(samples)
     groups = [samples[start : start + size] for start in range(0, len(samples), size)]
@@ -58,6 +63,16 @@ def stacked(model: ir.Model, samples: Sequence[Sample], size: int = 32) -> list[
 
 def _joined(samples: Sequence[Sample]) -> Sample:
     return {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def _between(model: ir.Model, sample: Sample) -> int:
+    """Bytes of all results of one call, as far as they are known; noted at the model."""
+    if _SIZE not in model.meta:
+        found = concrete_shapes(model, sample, may_run=False)
+        results = [v for node in model.graph for v in node.outputs if v in found.shape and v in found.dtype]
+        sizes = [math.prod(found.shape[v]) * found.dtype[v].itemsize for v in results]
+        model.meta[_SIZE] = math.ceil(sum(sizes))
+    return int(model.meta[_SIZE])
 
 
 def _takes_two(model: ir.Model, two: Sample) -> bool:

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxslim_core.calibration import batches
 from onnxslim_core.calibration.batches import stacked
 
 
@@ -34,3 +35,12 @@ def test_two_samples_go_together_where_the_model_runs_with_two(
         found = stacked(model, samples, size=4)
         assert [len(batch["x"]) for batch in found] == ([4, 1] if together else [1] * 5)
         assert np.array_equal(np.concatenate([batch["x"] for batch in found])[:, 0, 0], np.arange(5))
+
+
+def test_fewer_go_together_where_much_lies_between_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks at all layers of a network holds what all of them answer."""
+    samples = [{"x": np.zeros((1, 3, 4), np.float32)} for _ in range(8)]
+    monkeypatch.setattr(batches, "_BETWEEN", 3 * 2 * 12 * 4)  # three samples of a Relu and a Reshape of 12 floats
+    assert [len(batch["x"]) for batch in stacked(reshaped([-1, 12]), samples)] == [3, 3, 2]
+    monkeypatch.setattr(batches, "_BETWEEN", 1)
+    assert [len(batch["x"]) for batch in stacked(reshaped([-1, 12]), samples)] == [1] * 8
