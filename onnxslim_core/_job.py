@@ -162,6 +162,7 @@ class Job:
             is computed ahead that takes more room than it frees.
         apart: Every exact step works on a copy of its own, so that a fault can be laid at the door of one.
         plain: The session that proved that `start` runs; closed where the model is large.
+        given_bytes: Of the file that was given, where it holds everything; None: what `start` would take.
     """
 
     start: Model
@@ -178,6 +179,7 @@ class Job:
     latency_seconds: float
     progress: Progress
     plain: Plain
+    given_bytes: int | None = None
     plan: list[_Planned] = field(default_factory=list)
     out: dict[int, StepRecord] = field(default_factory=dict)
     lean: bool = False
@@ -218,7 +220,7 @@ class Job:
             unverified_because="" if self.compares else why_not_compared,
             notes=(*self.start.notes, *_flaws(self.feeds.misdeclared)),
             steps=tuple(_once(state.record for state in states if state.record is not None)),
-            sizes=(cost_before.bytes, cost_after.bytes),
+            sizes=(self.given_bytes or cost_before.bytes, cost_after.bytes),
             nodes=(cost_before.nodes, cost_after.nodes),
             cost_before=cost_before,
             cost_after=cost_after,

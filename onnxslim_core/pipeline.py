@@ -7,6 +7,7 @@ This is the way in and out; `_job.py` keeps the promises on the way, `_feeds.py`
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -216,6 +217,7 @@ def compress(
         latency_seconds=latency_seconds,
         progress=progress or _silent,
         plain=given,
+        given_bytes=_bytes_of(start) if isinstance(model, str | Path) else None,
     )
     options = {"seed": seed, "threads": threads, "shapes": sizes, "verify": verify, "latency": measure_latency}
     asked = Asked(
@@ -249,6 +251,14 @@ def compress_file(
         if lock is not None:
             result.lock().save(lock)
     return result
+
+
+def _bytes_of(start: Model) -> int | None:
+    """What the file of a model takes, which may be less than we would write; None where weights lie elsewhere."""
+    with contextlib.suppress(OSError):
+        size = start.source.stat().st_size if start.source is not None else 0
+        return size if size >= start.nbytes else None
+    return None
 
 
 def _digest(path: Path) -> str | None:

@@ -171,7 +171,7 @@ class Report:
         verified: True where the answers were compared in onnxruntime.
         unverified_because: Why not.
         notes: What loading changed.
-        sizes: Bytes of the model before and after.
+        sizes: Bytes of the model before, as the file that was given has it, and after.
         fidelity: The result against the original, on the samples for judging.
         latency: Original against result, interleaved; None where it was not measured, `latency_note` says why.
         seconds: Spent, by stage.
@@ -396,9 +396,9 @@ def _gains(report: Report) -> list[str]:
     before, after = report.sizes
     if before and abs(after / before - 1) >= 0.001:
         words.append(f"{abs(100 * (1 - after / before)):.1f} % {'smaller' if after < before else 'bigger'}")
-    if not words and report.nodes[1] < report.nodes[0]:
+    if report.nodes[1] < report.nodes[0] and (not words or after > before):
         fewer = report.nodes[0] - report.nodes[1]
-        words.append(f"{fewer} node{'s' * (fewer > 1)} fewer")
+        words.insert(0, f"{fewer} node{'s' * (fewer > 1)} fewer")
     return words
 
 
