@@ -9,6 +9,7 @@ that declare the same name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -230,10 +231,11 @@ class Facts:
         if node.domain not in STANDARD or len(node.inputs) <= place or not node.outputs[0].name:
             return None
         target, dtype = self.vector(node.inputs[place]), kind.tensor_type.elem_type
-        if target is None or not dtype or all(isinstance(t, int) for t in target):
+        if target is None or not dtype:
             return None
+        plain, infers = all(isinstance(t, int) for t in target), node.op_type == "Reshape" and -1 in target
         source = () if place == 0 else self.dims(node.inputs[0])
-        if source is None:
+        if source is None or (plain and not infers):
             return None
         sizes: list[Dim | None] = list(target)
         if node.op_type == "Reshape":
@@ -241,6 +243,10 @@ class Facts:
             for axis, size in enumerate(sizes):
                 if size == 0 and copies:
                     sizes[axis] = source[axis] if axis < len(source) else None
+        if infers and (left := _left_over(source, sizes)) is not None:
+            sizes[sizes.index(-1)] = left
+        elif plain:
+            return None
         if node.op_type == "Expand":
             sizes = _broadcast(source, target)
         settled = [size if isinstance(size, str) or (size is not None and size >= 0) else None for size in sizes]
@@ -343,6 +349,19 @@ def _learn_graph(facts: Facts, graph: ir.Graph) -> None:
             facts.enter(body)
             _learn_graph(facts, body)
         facts.learn(node)
+
+
+def _left_over(source: Sequence[Dim], sizes: Sequence[Dim | None]) -> Dim | None:
+    """What -1 stands for in a Reshape: the one unknown size of the source, where what is known multiplies to the same.
+
+    Of a product of 0 nothing follows, and a copied size that is not known could be 0.
+    """
+    unknown = [size for size in source if isinstance(size, str)]
+    given = [size for size in sizes if isinstance(size, int) and size != -1]
+    if len(unknown) != 1 or len(given) != len(sizes) - 1:
+        return None
+    count = math.prod(given)
+    return unknown[0] if count and count == math.prod(size for size in source if isinstance(size, int)) else None
 
 
 def _broadcast(source: Sequence[Dim], target: Vector) -> list[Dim | None]:

@@ -54,3 +54,31 @@ def test_a_full_table_is_emptied_and_filled_again(monkeypatch: pytest.MonkeyPatc
     nodes = " ".join(f"x{i + 1} = Concat<axis = 0>(x{i}, x{i})" for i in range(6))
     facts, values = _facts(f"g (float[1, 2] x0) => (float[64, 2] x6) {{ {nodes} }}")
     assert facts.dims(values["x6"]) == (64, 2)
+
+
+_MINUS_ONE: list[tuple[str, list[int], tuple[int | str, ...] | None]] = [
+    ("N, 6, 1, 1", [-1, 6, 1, 1], ("N", 6, 1, 1)),
+    ("N, 6, 2, 1", [3, -1, 4], (3, "N", 4)),
+    ("N, 6, 1", [-1, 0, 1], ("N", 6, 1)),  # a copied size is as good as a number
+    ("2, N, 3", [-1, 5], None),
+    ("N, 0, 3", [-1, 0, 3], None),  # of nothing, -1 may be anything
+    ("N, M, 3", [-1, 0, 3], None),  # M may be 0
+    ("N, M, 3", [-1, 3], None),
+    ("N, 3", [0, -1], ("N", 3)),
+    ("2, 3", [-1, 2], (3, 2)),
+]
+
+
+@pytest.mark.parametrize(("given", "target", "wanted"), _MINUS_ONE)
+def test_a_minus_one_stands_for_the_one_unknown_size(
+    given: str, target: list[int], wanted: tuple[int | str, ...] | None
+) -> None:
+    text = f"g (float[{given}] x) => (float y) {{ a = Relu(x) y = Reshape(a, s) }}"
+    facts, values = _facts(text, s=np.array(target))
+    source, found = facts.dims(values["a"]), facts.dims(values["y"])
+    assert source is not None
+    tokens = dict(zip(given.split(", "), source, strict=True))
+    if wanted is not None:
+        assert found == tuple(tokens.get(str(size), size) for size in wanted)
+    else:
+        assert found is None or any(isinstance(size, str) and size not in source for size in found)
