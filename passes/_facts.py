@@ -21,7 +21,7 @@ from onnxslim_core.measure.infer import Inference
 
 from ._sizes import KEPT, VECTORS, Dim, Vector
 
-__all__ = ["Dim", "Facts", "Vector", "learn_all"]
+__all__ = ["Dim", "Facts", "Known", "Vector", "learn_all"]
 
 _SAME = frozenset(
     (
@@ -349,6 +349,37 @@ def _learn_graph(facts: Facts, graph: ir.Graph) -> None:
             facts.enter(body)
             _learn_graph(facts, body)
         facts.learn(node)
+
+
+class Known:
+    """Sizes, learned when they are first asked for and kept up with what changes.
+
+    Args:
+        model: Sorted.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+        self._facts: Facts | None = None
+
+    def dims(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
+        """See `Facts.dims`."""
+        if self._facts is None:
+            self._facts = learn_all(self._model)
+        return self._facts.dims(value)
+
+    def same_shape(self, a: ir.Value | None, b: ir.Value | None) -> bool:
+        """True where both tensors are certain to have the same sizes."""
+        sizes = self.dims(a)
+        return sizes is not None and sizes == self.dims(b)
+
+    def relearn(self, node: ir.Node) -> None:
+        """Note that a node is new or reads something else; nothing is known of it where nothing can be inferred."""
+        if self._facts is None:
+            return
+        for value in node.outputs:
+            self._facts.types.pop(value, None)
+        self._facts.learn(node)
 
 
 def _left_over(source: Sequence[Dim], sizes: Sequence[Dim | None]) -> Dim | None:

@@ -29,9 +29,9 @@ from onnxslim_core.graph import (
 )
 
 from ._affine import constant
-from ._facts import Dim, Facts, learn_all
+from ._facts import Known
 
-__all__ = ["Known", "Region", "permutation", "regions", "turn_over"]
+__all__ = ["Region", "permutation", "regions", "turn_over"]
 
 Perm = tuple[int, ...]
 
@@ -45,37 +45,6 @@ _ELEMENTWISE = frozenset(
 )
 _SHARED = 4096
 """Bytes up to which a constant that another node reads as well is copied in the other layout."""
-
-
-class Known:
-    """Sizes, learned when they are first asked for and kept up with what changes.
-
-    Args:
-        model: Sorted.
-    """
-
-    def __init__(self, model: ir.Model) -> None:
-        self._model = model
-        self._facts: Facts | None = None
-
-    def dims(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
-        """See `Facts.dims`."""
-        if self._facts is None:
-            self._facts = learn_all(self._model)
-        return self._facts.dims(value)
-
-    def same_shape(self, a: ir.Value | None, b: ir.Value | None) -> bool:
-        """True where both tensors are certain to have the same sizes."""
-        sizes = self.dims(a)
-        return sizes is not None and sizes == self.dims(b)
-
-    def relearn(self, node: ir.Node) -> None:
-        """Note that a node is new or reads something else; nothing is known of it where nothing can be inferred."""
-        if self._facts is None:
-            return
-        for value in node.outputs:
-            self._facts.types.pop(value, None)
-        self._facts.learn(node)
 
 
 def permutation(node: ir.Node, known: Known) -> Perm | None:

@@ -13,8 +13,9 @@ from onnxslim_core.graph import attribute, is_op, opset_of, users_of
 from onnxslim_core.rewrite import Edit, Match
 
 from ._affine import constant, flattens, source_index
+from ._facts import Known
 from ._merge_terms import geometry_of, only_reader
-from ._reorder_layout import Known, permutation
+from ._reorder_layout import permutation
 
 __all__ = ["LOCAL", "Move"]
 

@@ -35,7 +35,8 @@ import onnx_ir as ir
 from onnxslim_core.graph import Names, all_nodes, bodies, label_of, opset_of
 from onnxslim_core.rewrite import Change, Context, Edit, Guard, Kind, Rewrite, apply
 
-from ._reorder_layout import Known, regions, turn_over
+from ._facts import Known
+from ._reorder_layout import regions, turn_over
 from ._reorder_local import LOCAL, Move
 
 __all__ = ["Reorder"]
