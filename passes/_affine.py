@@ -8,12 +8,16 @@ two, so nothing here looks at sizes alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxslim_core.graph import array_of, attribute, is_op
+
+from ._facts import Dim, Known
 
 __all__ = [
     "ARITHMETIC",
@@ -23,6 +27,7 @@ __all__ = [
     "flattens",
     "known_shape",
     "misfit",
+    "proven_sizes",
     "rank_of",
     "shifts",
     "source_index",
@@ -49,6 +54,8 @@ _KEEP_RANK = (
 """Operators whose result has the rank of their first input."""
 _FAR = 50
 """Nodes to walk back at most."""
+_KNOWN: ContextVar[Known | None] = ContextVar("known", default=None)
+"""What is certain of the model that a pass runs over."""
 FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
@@ -60,34 +67,55 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return array_of(value)
 
 
+@contextmanager
+def proven_sizes(model: ir.Model) -> Iterator[None]:
+    """Within it `known_shape` and `rank_of` also say what follows from the inputs of a model and its weights.
+
+    Most exporters declare no inner shapes. Facts take a walk over the whole model, so it is made when the first is
+    asked for, and once: a pass that asks must not give another size to a value that it keeps.
+    """
+    before = _KNOWN.set(Known(model))
+    try:
+        yield
+    finally:
+        _KNOWN.reset(before)
+
+
+def _proven(value: ir.Value | None) -> tuple[Dim, ...] | None:
+    known = _KNOWN.get()
+    return None if known is None else known.dims(value)
+
+
 def known_shape(value: ir.Value | None) -> tuple[int | None, ...] | None:
-    """The shape with None for symbolic sizes; None where not even the rank is known."""
-    if value is None or value.shape is None:
-        return None
-    return tuple(dim if isinstance(dim, int) else None for dim in value.shape)
+    """The shape, declared or else proven, with None for symbolic sizes; None where not even the rank is known."""
+    sizes = None if value is None else _proven(value) if value.shape is None else value.shape
+    return None if sizes is None else tuple(dim if isinstance(dim, int) else None for dim in sizes)
 
 
 def rank_of(value: ir.Value | None) -> int | None:
     """The rank of a value, also where only the nodes before it tell; None where they do not.
 
-    Most exported files declare no inner shapes, so this walks back through nodes that keep the rank.
+    This walks back through nodes that keep the rank before it asks for a proof, which takes longer.
     """
     for _ in range(_FAR):
         if value is None:
             return None
-        if value.shape is not None:
-            return len(value.shape)
         node = value.producer()
         if is_op(node, "Gemm", "Flatten"):
             return 2
+        if value.shape is not None:
+            return len(value.shape)
         if node is not None and is_op(node, "Conv", "ConvTranspose"):
             value = node.inputs[1]  # what they make has the rank of their weight
             continue
         keeps = is_op(node, *_KEEP_RANK) or (is_op(node, *ARITHMETIC, "MatMul") and _is_small(node))
         if node is None or not keeps:
-            return None
+            break
         value = next((v for v in node.inputs if constant(v) is None), None)
-    return None
+    if (array := constant(value)) is not None:
+        return array.ndim
+    sizes = _proven(value)
+    return None if sizes is None else len(sizes)
 
 
 def _is_small(node: ir.Node | None) -> bool:
@@ -121,23 +149,29 @@ def shifts(node: ir.Node) -> bool:
     return not is_op(node, "Mul", "Div")
 
 
-def varies_along(node: ir.Node, axis: int, rank: int | None, size: int) -> bool:
+def varies_along(node: ir.Node, axis: int, data: ir.Value | None, size: int) -> bool:
     """True where an affine node treats each channel of an axis alike and leaves the shape of its input alone.
 
     Args:
         node: An affine node.
         axis: The channel axis of its data, from either end.
-        rank: Of its data; None where unknown, and `axis` is then -1.
+        data: Whose rank is only looked for where it matters.
         size: Channels along that axis.
     """
     if is_op(node, "BatchNormalization"):
         found = [array for value in node.inputs[1:5] if (array := constant(value)) is not None]
-        return (axis if rank is None else axis % rank) == 1 and all(array.size == size for array in found)
+        fits = all(array.size == size for array in found)
+        return fits and (axis == 1 or ((rank := rank_of(data)) is not None and axis % rank == 1))
     index = source_index(node)
     array = None if index is None else constant(node.inputs[1 - index])
-    if array is None or array.ndim > (1 if rank is None else rank):
+    if array is None:
         return False
-    place = array.ndim + (axis if axis < 0 else axis - (rank or 0))
+    if array.ndim <= 1 and (axis == -1 or array.size == 1):
+        return array.size in (1, size)
+    rank = rank_of(data)
+    if rank is None or array.ndim > rank:
+        return False
+    place = array.ndim + (axis if axis < 0 else axis - rank)
     return all(dim == 1 or (at == place and dim == size) for at, dim in enumerate(array.shape))
 
 
@@ -171,20 +205,21 @@ def _wide(value: ir.Value | None) -> np.ndarray:
     return array.astype(np.float64).reshape(-1)
 
 
-def flattens(node: ir.Node | None, sizes: Sequence[int | str | None] | None) -> bool:
+def flattens(node: ir.Node | None, sizes_of: Callable[[], Sequence[int | str | None] | None]) -> bool:
     """True for a Flatten, or a Reshape known to be one, that keeps axis 0 of its input and joins all the others.
 
     Args:
         node: Any.
-        sizes: Of its input, numbers where they are known; None where not even the rank is.
+        sizes_of: Gives those of its input, numbers where they are known, or None where not even the rank is; asked
+            only where they matter.
     """
     if not is_op(node, "Flatten", "Reshape"):
         return False
     assert node is not None
     if node.op_type == "Flatten":
         axis = attribute(node, "axis", 1)
-        return axis == 1 or (sizes is not None and axis == 1 - len(sizes))
-    target = constant(node.inputs[1])
+        return axis == 1 or (axis < 0 and (sizes := sizes_of()) is not None and axis == 1 - len(sizes))
+    target, sizes = constant(node.inputs[1]), sizes_of()
     if sizes is None or len(sizes) < 2 or target is None or target.shape != (2,) or attribute(node, "allowzero", 0):
         return False
     rest = [size for size in sizes[1:] if isinstance(size, int)]

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxslim_core.graph import attribute, is_op, users_of
 from onnxslim_core.rewrite import Match
 
-from ._affine import FLOATS, coefficients, constant, flattens, known_shape, rank_of, shifts, source_index, varies_along
+from ._affine import FLOATS, coefficients, constant, flattens, known_shape, shifts, source_index, varies_along
 from ._linear import by_input, by_output, inputs_of, outputs_of, response
 
 __all__ = ["Fusion", "after", "before", "parameters", "weight_shape"]
@@ -113,8 +113,9 @@ def after(node: ir.Node, model: ir.Model) -> Fusion | None:
         return None  # this is the bias
     if (shape := weight_shape(linear)) is None:
         return Fusion(node, model, linear, bias=bias) if _is_expected(node, linear) else None
-    axis, rank, size = _output_axis(linear, shape)
-    fits = all(varies_along(part, axis, rank, size) for part in (bias, node) if part is not None)
+    axis = -1 if is_op(linear, "Gemm", "MatMul") else 1
+    made, size = linear.outputs[0], outputs_of(linear, shape)
+    fits = all(varies_along(part, axis, made, size) for part in (bias, node) if part is not None)
     return Fusion(node, model, linear, bias=bias) if fits else None
 
 
@@ -123,7 +124,8 @@ def before(node: ir.Node, model: ir.Model) -> Fusion | None:
     linear = _only_user(node)
     if linear is None or linear.op_type not in _READERS or (index := source_index(node)) is None:
         return None
-    flatten = linear if flattens(linear, known_shape(node.inputs[index])) else None  # as large as what node makes
+    data = node.inputs[index]  # as large as what node makes
+    flatten = linear if flattens(linear, lambda: known_shape(data)) else None
     if flatten is not None:
         linear = _only_user(flatten)
     if linear is None or not is_op(linear, *(("Gemm", "MatMul") if flatten else _LINEAR)):
@@ -132,16 +134,16 @@ def before(node: ir.Node, model: ir.Model) -> Fusion | None:
         return None
     if (shape := weight_shape(linear)) is None:
         return Fusion(node, model, linear, before=True, flatten=flatten) if _is_expected(node, linear) else None
-    rank, size, axis = rank_of(node.inputs[index]), inputs_of(linear, shape), 1
+    size, axis = inputs_of(linear, shape), 1
     if flatten is not None:
         channels = parameters(node)
         size = channels if channels and size % channels == 0 else -1
     elif is_op(linear, "Gemm", "MatMul"):
         axis = -1
-    if not varies_along(node, axis, rank, size):
+    if not varies_along(node, axis, data, size):
         return None
     bias = _only_user(linear) if is_op(linear, "MatMul") else None
-    if bias is not None and not (is_op(bias, "Add") and varies_along(bias, -1, rank_of(linear.outputs[0]), shape[1])):
+    if bias is not None and not (is_op(bias, "Add") and varies_along(bias, -1, linear.outputs[0], shape[1])):
         bias = None
     if is_op(linear, "MatMul") and bias is None and is_op(node, "Add", "Sub"):
         return None  # the bias would only change its place
@@ -180,25 +182,18 @@ def _only_user(node: ir.Node) -> ir.Node | None:
 def weight_shape(linear: ir.Node) -> tuple[int, ...] | None:
     """The shape of a node's weight, of the rank that its layout has; None where it is unknown or not of floats."""
     value = linear.inputs[1] if len(linear.inputs) > 1 else None
-    array, shape = constant(value), known_shape(value)
-    sizes = array.shape if array is not None else tuple(d for d in shape or () if d is not None)
     if value is None or (value.dtype is not None and value.dtype not in FLOATS):
         return None
+    array = constant(value)
+    shape = known_shape(value) if array is None else array.shape
+    if shape is None or None in shape:
+        return None
+    sizes = tuple(size for size in shape if size is not None)
     if is_op(linear, "BatchNormalization"):
         fits = len(sizes) == 1
     else:
         fits = len(sizes) == 2 if is_op(linear, "Gemm", "MatMul") else len(sizes) > 2
-    return sizes if fits and (array is not None or len(sizes) == len(shape or ())) else None
-
-
-def _output_axis(linear: ir.Node, shape: tuple[int, ...]) -> tuple[int, int | None, int]:
-    """Channel axis, rank (None where unknown) and channels of what a linear node makes."""
-    size = outputs_of(linear, shape)
-    if is_op(linear, "Gemm"):
-        return -1, 2, size
-    if is_op(linear, "Conv", "ConvTranspose"):
-        return 1, len(shape), size
-    return (-1 if is_op(linear, "MatMul") else 1), rank_of(linear.outputs[0]), size
+    return sizes if fits else None
 
 
 def parameters(node: ir.Node) -> int:

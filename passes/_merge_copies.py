@@ -86,8 +86,10 @@ def _reads_channels(concat: ir.Node, term: Term) -> bool:
     axis = int(attribute(concat, "axis", 1))
     if term.geometry is not None:
         return axis in (1, -1 - len(term.geometry.kernel))
+    if axis == -1:
+        return True
     rank = 2 if is_op(term.node, "Gemm") else rank_of(concat.outputs[0]) or rank_of(concat.inputs[0])
-    return axis == -1 if rank is None else axis % rank == rank - 1
+    return rank is not None and axis == rank - 1
 
 
 def _widths(concat: ir.Node, term: Term) -> tuple[int, ...] | None:

@@ -236,9 +236,8 @@ def _like(a: ir.Node, b: ir.Node) -> bool:
 
 def along_channels(concat: ir.Node, term: Term) -> bool:
     axis = int(attribute(concat, "axis", 1))
-    rank = 2 if is_op(term.node, "Gemm") else None if term.geometry is None else 2 + len(term.geometry.kernel)
-    rank = rank_of(term.out) if rank is None else rank
     place = -1 if term.geometry is None else 1
-    if rank is None:
-        return axis == place == -1
-    return axis % rank == place % rank
+    if axis == place:
+        return True
+    rank = 2 + len(term.geometry.kernel) if term.geometry is not None else rank_of(term.out)
+    return rank is not None and axis % rank == place % rank

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnxslim_core.errors import InternalError
 from onnxslim_core.graph import attribute, first_input, is_op
 
-from ._affine import FLOATS, constant, rank_of, source_index, varies_along
+from ._affine import FLOATS, constant, source_index, varies_along
 
 __all__ = ["Geometry", "Term", "embed", "geometry_of", "only_reader", "places", "term_at", "term_of", "term_read_by"]
 
@@ -176,7 +176,7 @@ def term_of(node: ir.Node | None, *, with_add: bool = True) -> Term | None:
     if array.ndim != 2:
         return None
     add = only_reader(node.outputs[0]) if is_op(node, "MatMul") and with_add else None
-    fits = add is not None and is_op(add, "Add") and varies_along(add, -1, rank_of(node.outputs[0]), array.shape[1])
+    fits = add is not None and is_op(add, "Add") and varies_along(add, -1, node.outputs[0], array.shape[1])
     return Term(node, array, None, add if fits else None)
 
 

@@ -338,7 +338,7 @@ def flat_anyway(node: ir.Node, model: ir.Model, known: Known) -> Move | None:
     if perm is None or sizes is None or perm[0] != 0:
         return None
     real = [axis for axis in perm if sizes[axis] != 1]
-    if real != sorted(real) or not flattens(node, known.dims(node.inputs[0])):
+    if real != sorted(real) or not flattens(node, lambda: known.dims(node.inputs[0])):
         return None
     source = transpose.inputs[0]
 
@@ -352,7 +352,7 @@ def flat_anyway(node: ir.Node, model: ir.Model, known: Known) -> Move | None:
 def rows_in_order(node: ir.Node, model: ir.Model, known: Known) -> Move | None:
     """A Transpose before Flatten and a matrix: the rows of the matrix change places once and for all."""
     flat = _own_source(node)
-    if flat is None or not is_op(flat, "Flatten", "Reshape") or not flattens(flat, known.dims(flat.inputs[0])):
+    if flat is None or not is_op(flat, "Flatten", "Reshape") or not flattens(flat, lambda: known.dims(flat.inputs[0])):
         return None
     transpose = _own_source(flat)
     if transpose is None or not is_op(transpose, "Transpose") or attribute(node, "transA", 0):

@@ -27,9 +27,9 @@ import onnx_ir as ir
 
 from onnxslim_core.errors import RecipeError
 from onnxslim_core.graph import attribute, is_op, opset_of, users_of
-from onnxslim_core.rewrite import Edit, Guard, Kind, Match, Rewrite
+from onnxslim_core.rewrite import Change, Context, Edit, Guard, Kind, Match, Rewrite
 
-from ._affine import ARITHMETIC, coefficients, constant, rank_of, source_index
+from ._affine import ARITHMETIC, coefficients, constant, proven_sizes, rank_of, source_index
 
 __all__ = ["FuseActivations"]
 
@@ -106,14 +106,11 @@ def ends_are_zero_and_one(m: Activation, options: FuseActivations) -> str | None
 
 def shape_stays(m: Activation, options: FuseActivations) -> str | None:
     """A number of shape [1, 1, 1] also turns a vector into a tensor of three dimensions."""
-    rank = rank_of(m.source)
-    for node in m.pieces:
-        wanted = 0 if (array := _operand(node)) is None else array.ndim
-        if rank is None and wanted:
-            return "the rank of its input is not known"
-        if wanted > (rank or 0):
-            return f"the number of shape {(1,) * wanted} broadcasts its input of {rank} dimensions"
-    return None
+    wanted = max((array.ndim for node in m.pieces if (array := _operand(node)) is not None), default=0)
+    rank = rank_of(m.source) if wanted else 0
+    if rank is None:
+        return "the rank of its input is not known"
+    return f"the number of shape {(1,) * wanted} broadcasts its input of {rank} dimensions" if wanted > rank else None
 
 
 def moderate_offset(m: Activation, options: FuseActivations) -> str | None:
@@ -138,6 +135,11 @@ class FuseActivations(Rewrite):
     def __post_init__(self) -> None:
         if self.max_offset <= 0:
             raise RecipeError(f"fuse_activations: max_offset must be positive, found {self.max_offset}")
+
+    def run(self, model: ir.Model, context: Context) -> list[Change]:
+        """Fuse to a fixpoint over the whole model, bodies included."""
+        with proven_sizes(model):
+            return Rewrite.run(self, model, context)
 
     def match(self, node: ir.Node, model: ir.Model) -> Activation | None:
         """The pieces that end at this node, where they are there as a whole and nobody reads what lies between."""

@@ -30,7 +30,7 @@ from onnxslim_core.errors import InternalError, RecipeError
 from onnxslim_core.graph import all_nodes, attribute, is_op, label_of, opset_of, users_of
 from onnxslim_core.rewrite import Change, Context, Edit, Guard, Kind, Rewrite
 
-from ._affine import ARITHMETIC, constant, known_shape, misfit, rank_of, shifts, source_index
+from ._affine import ARITHMETIC, constant, known_shape, misfit, proven_sizes, rank_of, shifts, source_index
 from ._fusion import Fusion, after, before, weight_shape
 from ._linear import outputs_of
 
@@ -101,12 +101,16 @@ def shape_stays(m: Fusion, options: FuseBatchNorm) -> str | None:
     index = source_index(m.node)
     assert index is not None
     source, other = m.node.inputs[index], _array(m.node.inputs[1 - index]).shape
-    shape, rank = known_shape(source), rank_of(source)
-    if rank is None and not is_op(m.linear, "MatMul") and m.flatten is None:
-        # what a Conv reads has the rank of its weight: a constant of fewer dimensions did not raise it
-        rank = wanted if len(other) < (wanted := len(_array(m.weight()).shape)) else None
+    if not other:
+        return None
+    direct = m.flatten is None and not is_op(m.linear, "MatMul")
+    if direct and len(other) < (wanted := _array(m.weight()).ndim):
+        rank: int | None = wanted  # what a Conv reads has the rank of its weight: fewer dimensions did not raise it
+    else:
+        rank = rank_of(source)
+    shape = known_shape(source) if math.prod(other) > 1 else None
     if rank is None or (shape is None and math.prod(other) > 1):
-        return "the shape of its input is not known" if other else None
+        return "the shape of its input is not known"
     sizes = (1,) * (rank - len(other)) + other
     if len(sizes) > rank or any(size not in (1, d) for d, size in zip(shape or sizes, sizes, strict=True)):
         return f"the constant of shape {other} broadcasts its input of shape {shape}"
@@ -236,10 +240,11 @@ class FuseBatchNorm(Rewrite):
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Fuse to a fixpoint; each BatchNormalization that is left says why."""
-        changes = Rewrite.run(self, model, context)
-        for node in all_nodes(model.graph):
-            if is_op(node, "BatchNormalization") and self.match(node, model) is None:
-                changes.append(Change(self.name, (label_of(node),), "fuse BatchNormalization", _lonely(node), "match"))
+        with proven_sizes(model):
+            changes = Rewrite.run(self, model, context)
+            left = [n for n in all_nodes(model.graph) if is_op(n, "BatchNormalization") and not self.match(n, model)]
+        for node in left:
+            changes.append(Change(self.name, (label_of(node),), "fuse BatchNormalization", _lonely(node), "match"))
         return changes
 
 

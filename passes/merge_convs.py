@@ -30,7 +30,7 @@ from onnxslim_core.errors import RecipeError
 from onnxslim_core.graph import attribute, is_op, label_of, opset_of
 from onnxslim_core.rewrite import Change, Context, Edit, Guard, Kind, Rewrite, apply
 
-from ._affine import constant, misfit
+from ._affine import constant, misfit, proven_sizes
 from ._merge_chain import Chain, chain_at
 from ._merge_copies import Copies, copies_at
 from ._merge_parallel import Neighbours, Sum, neighbours_at, sum_at
@@ -131,7 +131,7 @@ class MergeConvs(Rewrite):
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Merge to a fixpoint over the whole model, bodies included."""
-        return apply(_bound(self, Probe.of(model, context)), model)
+        return _apply(_bound(self, Probe.of(model, context)), model)
 
     def match(self, node: ir.Node, model: ir.Model) -> Merge | None:
         """The place that this node ends (or begins, where a Concat holds a tensor twice)."""
@@ -165,9 +165,13 @@ class MergeConvs(Rewrite):
 
 def _merged(model: ir.Model) -> bool:
     """Merge whatever is there, without asking whether it pays."""
-    return any(
-        change.applied for change in apply(_bound(MergeConvs(), Probe(model, Context(), 0.0, asks=False)), model)
-    )
+    found = _apply(_bound(MergeConvs(), Probe(model, Context(), 0.0, asks=False)), model)
+    return any(change.applied for change in found)
+
+
+def _apply(bound: MergeConvs, model: ir.Model) -> list[Change]:
+    with proven_sizes(model):
+        return apply(bound, model)
 
 
 def _bound(options: MergeConvs, probe: Probe) -> MergeConvs:

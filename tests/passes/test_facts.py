@@ -6,10 +6,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
+from onnxslim_core.passes import _facts as facts_module
+from onnxslim_core.passes import pass_class
 from onnxslim_core.passes._facts import Facts, learn_all
 
 from onnxslim_core.measure import infer
 from onnxslim_core.model import load
+from onnxslim_core.rewrite import Context
 
 
 def _facts(text: str, opset: int = 17, **weights: np.ndarray) -> tuple[Facts, dict[str, ir.Value]]:
@@ -82,3 +85,32 @@ def test_a_minus_one_stands_for_the_one_unknown_size(
         assert found == tuple(tokens.get(str(size), size) for size in wanted)
     else:
         assert found is None or any(isinstance(size, str) and size not in source for size in found)
+
+
+_PLAIN = (
+    "b = Conv(a, W) c = BatchNormalization(b, s, s, s, s) d = Flatten(c) e = MatMul(d, M) f = Add(e, s) y = Mul(f, s)"
+)
+_ASKS = "b = Mul(a, a) c = Sub(b, t) d = Mul(c, t) y = Conv(d, W)"
+
+
+@pytest.mark.parametrize(("nodes", "times"), [(_PLAIN, 0), (_ASKS, 1)])
+@pytest.mark.parametrize("name", ["fuse_batchnorm", "fuse_activations", "merge_convs"])
+def test_a_walk_over_the_whole_model_is_made_once_and_only_where_somebody_asks(
+    nodes: str, times: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"g (float[N,4,1,1] x) => (float y) {{ a = Sin(x) {nodes} }}"
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>\n{text}')
+    sizes = {"W": (4, 4, 1, 1), "M": (4, 4), "s": (4,), "t": (4, 1, 1)}
+    ones = {key: np.ones(shape, np.float32) for key, shape in sizes.items()}
+    proto.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in ones.items())
+    walks: list[ir.Model] = []
+    learn = facts_module.learn_all
+
+    def counted(model: ir.Model) -> Facts:
+        walks.append(model)
+        return learn(model)
+
+    monkeypatch.setattr(facts_module, "learn_all", counted)
+    changes = pass_class(name)().run(load(proto).ir, Context())
+    assert len(walks) == (times if name == "fuse_batchnorm" else 0)
+    assert sum(change.applied for change in changes) == (2 if name == "fuse_batchnorm" else 0)
