@@ -4,13 +4,15 @@ Constant nodes become weights. A node whose inputs are constant is computed by o
 so are chains of them: Reshape, Transpose, Slice, Cast, CastLike, Expand, Gather, Concat, Unsqueeze, arithmetic. Sizes
 count as constant where they are certain: those of weights, static sizes of inputs, and what follows from them, even
 beside a symbolic batch. Shape(x)[1] of x: [N, 64, 8, 8] is 64. What turns out to do nothing in the light of this (a
-Reshape to the same sizes, a Cast to the same type) goes.
+Reshape to the same sizes, a Cast to the same type) goes, and so does arithmetic by a constant that changes no number.
 
     Reshape(x, Concat(Shape(x)[0], 64, -1))   ->  Reshape(x, [0, 64, -1])
     Conv(x, W, Expand(0, Shape(W)[0]))        ->  Conv(x, W)
+    x * 1, x / 1, x + 0, x - 0                ->  x
 
-Equal in real arithmetic; the values are those that onnxruntime would compute in every call. Never folded: random
-numbers, nodes with bodies, weights that a caller may feed, weights of 8 bits or less behind DequantizeLinear or Cast.
+Equal in real arithmetic; the values are those that onnxruntime would compute in every call, but for the sign of a zero
+that x + 0 takes away. Never folded: random numbers, nodes with bodies, weights that a caller may feed, weights of 8
+bits or less behind DequantizeLinear or Cast.
 
 The file does not grow beyond a bound: a stored value may take `max_growth` bytes more than what it frees (its node, and
 the nodes and weights that only it needs), and where all such values together would take more than `max_growth` and
@@ -50,6 +52,9 @@ from ._record import records
 from ._tidy import Tidy, inference_mode
 
 __all__ = ["FoldConstants"]
+
+_NEUTRAL = {"Add": 0, "Div": 1, "Mul": 1, "Sub": 0}
+"""The number that changes nothing; of Div and Sub on the right only."""
 
 _ROUNDS = 20
 """One suffices, but for what a branch or a shape that became constant brings to light, or what it leaves behind."""
@@ -102,7 +107,11 @@ class FoldConstants:
 
 def _before_storing(model: ir.Model, fold: Fold) -> None:
     """Constants that need not be stored at all."""
+    tidy = Tidy(fold.names, fold.facts, fold.opset)
     for node in all_nodes(model.graph):
+        if (source := _unchanged(node, fold)) is not None and tidy.forward(node, source):
+            fold.note("removed idle", node)
+            continue
         biased = is_op(node, "Conv", "ConvTranspose") or (is_op(node, "Gemm") and fold.opset >= 11)
         if biased and not node.overload and _drop_zero_bias(node, fold):
             fold.note("dropped the zero bias of", node)
@@ -148,6 +157,21 @@ def _plain_shape(node: ir.Node, fold: Fold) -> bool:
     if not any(v.uses() or v.is_graph_output() for v in producer.outputs):
         remove(producer)
     return True
+
+
+def _unchanged(node: ir.Node, fold: Fold) -> ir.Value | None:
+    """What a node of arithmetic hands on as it is: a constant beside it is neutral, and does not broadcast it."""
+    neutral = _NEUTRAL.get(node.op_type)
+    if neutral is None or not is_op(node, node.op_type) or node.overload or fold.opset < 7:  # no numpy broadcasting yet
+        return None
+    ways = (node.inputs, reversed(node.inputs)) if node.op_type in ("Add", "Mul") else (node.inputs,)
+    for source, other in ways:
+        array = fold.facts.array(other)
+        if array is None or (array.ndim and not fold.facts.same_shape(source, node.outputs[0])):
+            continue
+        if (array == neutral).all():
+            return source
+    return None
 
 
 def _drop_zero_bias(node: ir.Node, fold: Fold) -> bool:
