@@ -154,7 +154,7 @@ def _state(flow: Flow, node: ir.Node, body: ir.Graph, index: int) -> Labels | No
     labels = vector.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     if flow.is_constant(first):
         flow.use(node, index, axis, vector, "carry")
-    if flow.is_constant(first) or is_zero(flow, first):
+    if flow.is_constant(first) or is_zero(flow.known, first):
         return labels
     outside = flow.labels(first)
     assert outside is not None

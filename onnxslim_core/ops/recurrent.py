@@ -10,6 +10,7 @@ W [D, I, 4*H] and R [D, H, 4*H] in 8 bits, with scales and zero points per direc
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -27,7 +28,11 @@ __all__ = ["RULES", "is_zero", "silent"]
 _GATES = {"LSTM": 4, "DynamicQuantizeLSTM": 4, "GRU": 3, "RNN": 1}
 _SCALES = (8, 9, 10, 11)
 _STATES = (5, 6)
-_MOVES = ("Expand", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Slice", "Cast", "Transpose", "Tile", "Concat")
+_MOVES = (
+    *("Cast", "CastLike", "Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile"),
+    *("Transpose", "Unsqueeze"),
+)
+"""Operators that make zeros of zeros: of all inputs of a Concat, of the first of the others."""
 
 
 def _given(node: ir.Node, index: int) -> ir.Value | None:
@@ -76,7 +81,7 @@ def _label(flow: Flow, node: ir.Node) -> None:
 def _meet_state(flow: Flow, node: ir.Node, index: int, units: Labels) -> None:
     """A state that is given has the same units; zeros, however computed, are no matter."""
     state = _given(node, index)
-    if state is None or is_zero(flow, state):
+    if state is None or is_zero(flow.known, state):
         return
     if flow.is_constant(state):
         flow.use(node, index, 2, units, "carry")
@@ -87,21 +92,32 @@ def _meet_state(flow: Flow, node: ir.Node, index: int, units: Labels) -> None:
     join(flow.atoms, units.reshape(1, 1, -1), shape, labels, shape)
 
 
-def is_zero(flow: Flow, value: ir.Value | None) -> bool:
-    """True for zeros, also where only their number is computed."""
-    while value is not None:
-        known = flow.known(value)
-        if known is not None:
-            return not known.any()
-        node = value.producer()
-        if verbs.is_op(node, "ConstantOfShape"):
-            assert node is not None
+def is_zero(known: Callable[[ir.Value], np.ndarray | None], value: ir.Value) -> bool:
+    """True for zeros, also where only their number is computed.
+
+    Args:
+        known: The value of a constant, and None for anything else.
+        value: Any.
+    """
+    todo, seen = [value], set[ir.Value]()
+    while todo:
+        value = todo.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        array, node = known(value), value.producer()
+        if array is None and node is not None and verbs.is_op(node, "ConstantOfShape"):
             fill = verbs.attribute(node, "value")
-            return fill is None or not np.asarray(fill.numpy()).any()
-        if node is None or not verbs.is_op(node, *_MOVES) or (node.op_type == "Concat" and len(set(node.inputs)) > 1):
+            array = np.zeros(1, np.float32) if fill is None else fill.numpy()
+        if array is not None:
+            if array.any():
+                return False
+        elif node is not None and verbs.is_op(node, *_MOVES):
+            sources = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+            todo += [source for source in sources if source is not None]
+        else:
             return False
-        value = node.inputs[0]
-    return False
+    return True
 
 
 def _cut(cut: Cut, node: ir.Node) -> None:
@@ -124,7 +140,7 @@ def _cut(cut: Cut, node: ir.Node) -> None:
             cut.constant(node, index, {1: every(copies)})
     for index in _STATES:
         state = _given(node, index)
-        if state is not None and is_zero(cut.flow, state):
+        if state is not None and is_zero(cut.flow.known, state):
             verbs.replace_input(node, index, None)
         elif state is not None and cut.flow.is_constant(state):
             cut.constant(node, index, {2: keep})
@@ -168,7 +184,7 @@ def _value(consts: Consts, node: ir.Node) -> None:
 
 def _starts_at_zero(consts: Consts, state: ir.Value | None, size: int) -> NDArray[np.bool_]:
     """Units whose first state is zero."""
-    if state is None or is_zero(consts.flow, state):
+    if state is None or is_zero(consts.flow.known, state):
         return np.ones(size, np.bool_)
     given = array_of(consts.flow, state) if consts.flow.is_constant(state) else consts.get(state)
     if given is None or given.shape[-1] != size:
