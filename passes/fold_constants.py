@@ -8,6 +8,7 @@ Reshape to the same sizes, a Cast to the same type) goes, and so does arithmetic
 
     Reshape(x, Concat(Shape(x)[0], 64, -1))   ->  Reshape(x, [0, 64, -1])
     Conv(x, W, Expand(0, Shape(W)[0]))        ->  Conv(x, W)
+    LSTM(x, W, R, , , Expand(0, Shape(x)[1])) ->  LSTM(x, W, R)
     x * 1, x / 1, x + 0, x - 0                ->  x
 
 Equal in real arithmetic; the values are those that onnxruntime would compute in every call, but for the sign of a zero
@@ -35,6 +36,7 @@ from onnxslim_core.graph import (
     all_nodes,
     array_of,
     attribute,
+    idle_source,
     is_op,
     label_of,
     opset_of,
@@ -42,6 +44,7 @@ from onnxslim_core.graph import (
     replace,
     replace_input,
 )
+from onnxslim_core.ops.recurrent import is_zero
 from onnxslim_core.rewrite import Change, Context, Kind, weight_bytes
 
 from ._control import unique_names
@@ -55,6 +58,16 @@ __all__ = ["FoldConstants"]
 
 _NEUTRAL = {"Add": 0, "Div": 1, "Mul": 1, "Sub": 0}
 """The number that changes nothing; of Div and Sub on the right only."""
+
+_ABSENT_IS_ZERO = {
+    "Conv": (2,),
+    "ConvTranspose": (2,),
+    "Gemm": (2,),
+    "GRU": (3, 5),
+    "LSTM": (3, 5, 6, 7),
+    "RNN": (3, 5),
+}
+"""Optional inputs that count as zeros where they are left out: biases, first states, peepholes."""
 
 _ROUNDS = 20
 """One suffices, but for what a branch or a shape that became constant brings to light, or what it leaves behind."""
@@ -112,9 +125,8 @@ def _before_storing(model: ir.Model, fold: Fold) -> None:
         if (source := _unchanged(node, fold)) is not None and tidy.forward(node, source):
             fold.note("removed idle", node)
             continue
-        biased = is_op(node, "Conv", "ConvTranspose") or (is_op(node, "Gemm") and fold.opset >= 11)
-        if biased and not node.overload and _drop_zero_bias(node, fold):
-            fold.note("dropped the zero bias of", node)
+        if _drop_zeros(node, fold):
+            fold.note("dropped zeros of", node)
 
 
 def _after_storing(model: ir.Model, fold: Fold) -> None:
@@ -174,21 +186,21 @@ def _unchanged(node: ir.Node, fold: Fold) -> ir.Value | None:
     return None
 
 
-def _drop_zero_bias(node: ir.Node, fold: Fold) -> bool:
-    """A bias of zeros is none."""
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if bias is None or not fold.facts.is_constant(bias) or (array := fold.facts.array(bias)) is None or array.any():
+def _drop_zeros(node: ir.Node, fold: Fold) -> bool:
+    """Let a node do without inputs of zeros that it need not have, and without what only they needed."""
+    places = _ABSENT_IS_ZERO.get(node.op_type, ())
+    if not places or not is_op(node, node.op_type) or node.overload or (node.op_type == "Gemm" and fold.opset < 11):
         return False
-    node.replace_input_with(2, None)
-    node.resize_inputs(2)
-    producer = bias.producer()
-    if bias.uses() or bias.is_graph_output():
-        return True
-    if producer is not None:
-        if not any(value.uses() or value.is_graph_output() for value in producer.outputs):
+    idle = {i: v for i, v in enumerate(node.inputs) if i in places and v is not None and is_zero(fold.facts.array, v)}
+    if not idle:
+        return False
+    for index in idle:
+        replace_input(node, index, None)
+    while node.inputs[-1] is None:
+        node.resize_inputs(len(node.inputs) - 1)
+    for value in dict.fromkeys(idle.values()):
+        if (producer := idle_source(value)) is not None:
             remove(producer)
-    elif isinstance(bias.graph, ir.Graph):
-        bias.graph.initializers.pop(str(bias.name))
     return True
 
 
