@@ -24,6 +24,7 @@ from onnxslim_core.calibration.consumers import (
 )
 from onnxslim_core.calibration.moments import Moments
 from onnxslim_core.calibration.pieces import Swap
+from onnxslim_core.calibration.sharing import Layer
 from onnxslim_core.channels.branches import Branch, drop, in_copy
 from onnxslim_core.channels.groups import ChannelGraph, Group
 from onnxslim_core.channels.removal import remove_atoms
@@ -56,14 +57,19 @@ class Mended:
     Attributes:
         choice: The plan.
         classes: What goes.
-        weights: By name of a linear node its new weights and bias, at full width.
+        weights: By the names of a layer's calls its new weights and bias, at full width.
         lost: Measured on the probes.
     """
 
     choice: Choice
     classes: list[int]
-    weights: dict[str, Swap]
+    weights: dict[tuple[str, ...], Swap]
     lost: float
+
+    @property
+    def solved(self) -> int:
+        """How many nodes get other weights."""
+        return sum(len(names) for names in self.weights)
 
 
 def mended(options: Options, choice: Choice, repair: str | None = None) -> Mended:
@@ -94,20 +100,10 @@ def _mended(options: Options, choice: Choice, repair: str, tries: int) -> Mended
     twins = {str(node.name): node for node in work.graph}
     for rank in ranks:
         put_weights(work, twins[rank.name], *weights_like(rank.node, rank.offer))
+    readers = {width: _readers(options, width) for width in widths}
     at_once: dict[str, tuple[Group, Consumer, int]] = {}
     rows: dict[str, NDArray[np.bool_]] = {}
     classes: list[int] = []
-    for width in widths:
-        readers = readers_of(options.channels, width.group, options.consumers)
-        assert not isinstance(readers, str)
-        late = len(readers) == 1 and options.demand.criterion not in MEASURED and repair != "none"
-        if late:
-            at_once[str(readers[0].node.name)] = width.group, readers[0], len(width.classes)
-            continue
-        classes += [int(root) for root in width.classes]
-        for each in readers:
-            own = np.repeat(~np.isin(each.classes, width.classes), each.taps)
-            rows[str(each.node.name)] = rows.get(str(each.node.name), True) & own
 
     def stays(node: ir.Node, moments: Moments) -> NDArray[np.bool_] | None:
         name = str(node.name)
@@ -123,29 +119,54 @@ def _mended(options: Options, choice: Choice, repair: str, tries: int) -> Mended
             found = mine if found is None else found & mine
         return found
 
-    if repair == "none":
-        for node in work.graph:
-            if (used := rows.get(str(node.name))) is not None:
-                put_weights(work, node, weights_of(node) * used[:, None], _own_bias(node))
-        return Mended(choice, classes, {}, options.lost(work))
-    around, targets = _around(options, branches)
-    nodes = [*at_once, *rows, *_last_layers(options), *around]
-    job = Refit(
-        options.model,
-        work,
-        options.all,
-        {},
-        list(dict.fromkeys(nodes)),
-        seed=options.context.seed,
-        threads=options.context.threads,
-        repair=repair,
-        ridge=options.ridge,
-        targets=targets,
-        stays=stays,
-    )
-    job.run(options.context.progress)
-    weights = {str(node.name): (weights_of(node), _own_bias(node)) for node in job.mended}
+    job = None
+    if repair != "none":
+        around, targets = _around(options, branches)
+        nodes = [*(str(each.node.name) for mine in readers.values() for each in mine), *_last_layers(options), *around]
+        job = Refit(
+            options.model,
+            work,
+            options.all,
+            {},
+            nodes,
+            seed=options.context.seed,
+            threads=options.context.threads,
+            repair=repair,
+            ridge=options.ridge,
+            targets=targets,
+            stays=stays,
+        )
+    layers = [] if job is None else [_names(layer) for layer in job.layers]
+    for width, mine in readers.items():
+        names = {str(each.node.name) for each in mine}
+        layer = next((layer for layer in layers if names == set(layer)), None)
+        if layer is not None and options.demand.criterion not in MEASURED:
+            at_once[layer[0]] = width.group, mine[0], len(width.classes)
+            continue
+        classes += [int(root) for root in width.classes]
+        for each in mine:
+            own = np.repeat(~np.isin(each.classes, width.classes), each.taps)
+            rows[str(each.node.name)] = rows.get(str(each.node.name), True) & own
+    solved = {name for layer in layers for name in layer}
+    for node in list(work.graph):
+        if str(node.name) not in solved and (used := rows.get(str(node.name))) is not None:
+            put_weights(work, node, weights_of(node) * used[:, None], _own_bias(node))
+    weights = {}
+    if job is not None:
+        job.run(options.context.progress)
+        weights = {_names(layer): (weights_of(layer[0]), _own_bias(layer[0])) for layer in job.mended}
     return Mended(choice, classes, weights, options.lost(work))
+
+
+def _readers(options: Options, width: Width) -> list[Consumer]:
+    """What reads a group, all of which can be solved for, or the group was no option."""
+    found = readers_of(options.channels, width.group, options.consumers)
+    assert not isinstance(found, str)
+    return found
+
+
+def _names(layer: Layer) -> tuple[str, ...]:
+    return tuple(str(node.name) for node in layer)
 
 
 def _around(options: Options, branches: Sequence[Branch]) -> tuple[list[str], dict[str, str]]:
@@ -212,8 +233,9 @@ def carry_out(options: Options, best: Mended, shown: dict[str, Any]) -> Change:
     _, branches, ranks = _chosen(options, best.choice)
     reference = options.model.clone() if ranks else options.model
     nodes = {str(node.name): node for node in options.model.graph}
-    for name, (weights, bias) in best.weights.items():
-        put_weights(options.model, nodes[name], weights, bias)
+    for names, (weights, bias) in best.weights.items():
+        first, *others = (nodes[name] for name in names)
+        put_weights(options.model, first, weights, bias, others)
     flow = trace(options.model, options.context.samples[0], widths=options.channels.flow.widths)
     channels = ChannelGraph(flow, options.channels.classes)
     if flow.atoms.count != len(channels.classes.of):

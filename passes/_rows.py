@@ -21,6 +21,7 @@ from onnxslim_core.calibration.consumers import Consumer, consumers_of, readers_
 from onnxslim_core.calibration.diversity import advised_ridge, set_apart
 from onnxslim_core.calibration.moments import Moments
 from onnxslim_core.calibration.pieces import Swap
+from onnxslim_core.calibration.sharing import layers_of
 from onnxslim_core.calibration.study import study
 from onnxslim_core.calibration.tails import Tails
 from onnxslim_core.channels.branches import Branch, branches_of
@@ -141,6 +142,7 @@ class Options:
         """A unit per group and per branch, with what every row loses."""
         context, flow = self.context, self.channels.flow
         self.consumers = consumers_of(self.channels) if self.groups or "rank" in self.demand.forms else {}
+        self._solvable = {node for layer in layers_of(self.consumers) for node in layer}
         self._moments = study(
             self.model, self.fit, self.consumers, seed=context.seed, threads=context.threads, progress=context.progress
         )
@@ -233,10 +235,12 @@ class Options:
         return self.demand.limits.kept(group, width) == width
 
     def _damage(self, readers: list[Reader], classes: NDArray[np.int32]) -> float:
-        """What is lost without these classes, their readers solved anew, on the probes."""
-        return self.tails.lost(
-            {each.node: without(each, moments, classes, "least_squares", self.ridge) for each, moments in readers}
-        )
+        """What is lost without these classes, on the probes, all readers solved anew that will be."""
+        swaps = {}
+        for each, moments in readers:
+            repair = "least_squares" if each.node in self._solvable else "none"
+            swaps[each.node] = without(each, moments, classes, repair, self.ridge)
+        return self.tails.lost(swaps)
 
     def _find_bypasses(self) -> None:
         """The layers that can take over what a branch does to its stream, with what they read and should answer."""

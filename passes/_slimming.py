@@ -361,7 +361,7 @@ class Slimming:
             "measured_loss": best.lost,
             "cost_ratio": costs.total(options.units, best.choice)
             / costs.total(options.units, (0,) * len(options.units)),
-            "nodes_solved": len(best.weights),
+            "nodes_solved": best.solved,
             **details,
         }
 

@@ -13,6 +13,7 @@ added but an Add behind a MatMul that had no bias. With few samples it overfits,
 
 Refuses without samples of real inputs, where nothing lossy ran before, and where it does not help. Layers without a
 counterpart in the original (the first factor of a pair), depthwise ones and those of more than 6144 inputs are left.
+A layer that is called several times is solved as one, or left where one call waits for another.
 Source: He, Zhang, Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, 3.1 and 3.3.
 """
 

@@ -257,3 +257,107 @@ def test_layers_alone_lose_as_rows_of_a_plan_what_they_lose(reader: str) -> None
     expected, found = (answers(model, samples(96, 1)) for model in (original, split))
     loss = np.square(found - expected).sum() / np.square(expected - expected.mean(0)).sum()
     assert loss < 3 * rows[0].details["predicted_loss"] < 30 * loss
+
+
+def siamese(reader: str) -> ir.Model:
+    """Two pictures through the same two Convs and two matrices, and what differs through one more."""
+    rng = np.random.default_rng(5)
+    sizes = {"w0": (16, 3, 3, 3), "w1": (12, 16, 3, 3), "w2": (12, 24), "w3": (24, 8), "w4": (8, 3)}
+    weights = {name: rng.normal(0, (2 / np.prod(size[1:])) ** 0.5, size) for name, size in sizes.items()}
+    weights |= {f"b{name[1]}": rng.normal(0, 0.1, size[-1 if len(size) == 2 else 0]) for name, size in sizes.items()}
+    nodes = []
+
+    def call(op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+        return name
+
+    def dense(x: str, number: int, name: str) -> str:
+        if reader == "Gemm":
+            return call("Gemm", [x, f"w{number}", f"b{number}"], name)
+        product = call("MatMul", [x, f"w{number}"], f"{name}.product")
+        return product if reader == "MatMul" else call("Add", [product, f"b{number}"], name)
+
+    def tower(side: str) -> str:
+        x = side
+        for number in range(2):
+            x = call("Conv", [x, f"w{number}", f"b{number}"], f"{side}.conv{number}", pads=[1] * 4)
+            x = call("Relu", [x], f"{side}.relu{number}")
+        x = call("Flatten", [call("GlobalAveragePool", [x], f"{side}.pool")], f"{side}.flat")
+        return dense(call("Relu", [dense(x, 2, f"{side}.dense2")], f"{side}.relu2"), 3, f"{side}.dense3")
+
+    apart = call("Abs", [call("Sub", [tower("left"), tower("right")], "sub")], "apart")
+    call("Gemm", [apart, "w4", "b4"], "y")
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, 12, 10]) for name in ("left", "right")],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()],
+    )
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+def matrices(model: ir.Model) -> int:
+    return sum(value.shape is not None and len(value.shape) > 1 for value in model.graph.initializers.values())
+
+
+def pairs(count: int, seed: int) -> list[Sample]:
+    both = zip(samples(count, seed), samples(count, seed + 100), strict=True)
+    return [{"left": left["x"], "right": right["x"]} for left, right in both]
+
+
+@pytest.mark.parametrize("reader", ["Gemm", "MatMul", "MatMul and Add"])
+@pytest.mark.parametrize(
+    ("criterion", "allocation"), [("obs", "macs"), ("trial", "uniform"), ("wifv", "uniform"), ("l2", "uniform")]
+)
+def test_a_layer_that_is_called_twice_stays_one_layer(reader: str, criterion: str, allocation: str) -> None:
+    """A siamese net stays symmetric, has one weight per layer, and is mended nevertheless."""
+    options: dict[str, Any] = {"criterion": criterion, "allocation": allocation}
+    options |= {"ratio": 0.5} if allocation == "uniform" else {"target": 0.4}
+    given = Context(samples=pairs(96, 1), samples_are_real=True)
+    original, plain, mended = siamese(reader), siamese(reader), siamese(reader)
+    prune(plain, given, repair="none", **options)
+    changes = prune(mended, given, repair="least_squares", **options)
+    assert any(change.details.get("nodes_solved") for change in changes)
+    fresh = pairs(64, 2)
+    swapped = [{"left": each["right"], "right": each["left"]} for each in fresh]
+    np.testing.assert_allclose(answers(mended, fresh), answers(mended, swapped), rtol=1e-5, atol=1e-6)
+    assert matrices(mended) == matrices(original) == 5
+    expected = answers(original, fresh)
+    errors = [np.square(answers(model, fresh) - expected).sum() for model in (mended, plain)]
+    assert errors[0] < 0.8 * errors[1]
+
+
+@pytest.mark.parametrize("criterion", ["obs", "l2"])
+def test_a_layer_that_reads_what_it_made_is_cut_and_not_solved(criterion: str) -> None:
+    rng = np.random.default_rng(6)
+    sizes = {"w0": (360, 32), "w1": (32, 24), "w2": (24, 32), "w3": (24, 5)}
+    nodes, x = [helper.make_node("Flatten", ["x"], ["f"], name="f")], "f"
+    for number, name in enumerate(("w0", "w1", "w2", "w1", "w3")):
+        y = "y" if name == "w3" else f"layer{number}"
+        nodes.append(helper.make_node("Gemm", [x, name], [y], name=f"layer{number}"))
+        nodes += [helper.make_node("Relu", [y], [f"relu{number}"], name=f"relu{number}")] if name != "w3" else []
+        x = f"relu{number}"
+    weights = [
+        numpy_helper.from_array(rng.normal(0, (2 / size[0]) ** 0.5, size).astype(np.float32), name)
+        for name, size in sizes.items()
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 12, 10])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])],
+        weights,
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    original, pruned = ir.from_proto(proto), ir.from_proto(proto)
+    changes = prune(pruned, context(), criterion=criterion, ratio=0.25, repair="least_squares")
+    (told,) = (change.details for change in changes if "nodes_solved" in change.details)
+    assert told["nodes_solved"] == 2
+    assert matrices(pruned) == 4
+    assert pruned.graph.initializers["w1"].shape == (24, 18)
+    seen = samples(96, 1)
+    expected = answers(original, seen)
+    found = np.square(answers(pruned, seen) - expected).sum() / np.square(expected - expected.mean(0)).sum()
+    measured = told["measured_loss" if criterion == "obs" else "loss_mended"]
+    assert found < 3 * measured < 30 * found

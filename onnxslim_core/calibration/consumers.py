@@ -22,6 +22,7 @@ __all__ = [
     "Consumer",
     "answer_of",
     "bias_of",
+    "bias_value",
     "blocks_of",
     "constant_of",
     "consumers_of",
@@ -179,12 +180,16 @@ def bias_of(node: ir.Node, n: int) -> Floats:
     if node.op_type == "Gemm":
         found = _gemm_bias(node, np.asarray(verbs.array_of(node.inputs[1])))
         return np.zeros(n) if found is None else np.array(found)
+    array = verbs.array_of(bias_value(node))
+    return np.zeros(n) if array is None else np.array(np.broadcast_to(np.asarray(array, np.float64).reshape(-1), (n,)))
+
+
+def bias_value(node: ir.Node) -> ir.Value | None:
+    """What a linear node, or the Add behind a MatMul, reads as its bias; None where it has none."""
     if (behind := _bias_add(node)) is not None:
         add, place = behind
-        return np.asarray(verbs.array_of(add.inputs[place]), np.float64).reshape(-1)
-    given = node.inputs[2] if _is_kernel(node) and len(node.inputs) > 2 else None
-    array = None if given is None else verbs.array_of(given)
-    return np.zeros(n) if array is None else np.array(np.broadcast_to(np.asarray(array, np.float64).reshape(-1), (n,)))
+        return add.inputs[place]
+    return node.inputs[2] if node.op_type != "MatMul" and len(node.inputs) > 2 else None
 
 
 def _bias_add(node: ir.Node) -> tuple[ir.Node, int] | None:
@@ -211,37 +216,46 @@ def answer_of(node: ir.Node) -> ir.Value:
     return node.outputs[0] if behind is None else behind[0].outputs[0]
 
 
-def put_weights(model: ir.Model, node: ir.Node, weights: Floats, bias: Floats) -> None:
-    """Let a linear node use these weights (d, n) and this bias (n,), as new constants of its own.
+def put_weights(model: ir.Model, node: ir.Node, weights: Floats, bias: Floats, others: Sequence[ir.Node] = ()) -> None:
+    """Let a linear node use these weights (d, n) and this bias (n,), as new constants.
 
     The bias of a MatMul goes into the Add behind it, which is made where there is none.
+
+    Args:
+        model: Where names must be new.
+        node: The node.
+        weights: As `weights_of` has them.
+        bias: As `bias_of` has it.
+        others: Further calls of the layer (`sharing.layers_of`), which read the same new constants.
     """
     names, graph = verbs.Names(model), node.graph
     index = constant_of(node)
     old = verbs.array_of(node.inputs[index])
     assert isinstance(graph, ir.Graph) and old is not None
-    behind = _bias_add(node)
-    if node.op_type == "Gemm":
-        verbs.set_attribute(node, "alpha", None)
-        verbs.set_attribute(node, "beta", None)
     layout = stored_weights(node, weights)
     made = verbs.add_constant(graph, names, _stored(layout, old.dtype), str(node.inputs[index].name))  # type: ignore[union-attr]
-    verbs.replace_constant(node, index, made)
-    if behind is not None:
-        add, place = behind
-        like = verbs.array_of(add.inputs[place])
+    for each in (node, *others):
+        if each.op_type == "Gemm":
+            verbs.set_attribute(each, "alpha", None)
+            verbs.set_attribute(each, "beta", None)
+        verbs.replace_constant(each, index, made)
+    maker = node
+    if (behind := _bias_add(node)) is not None:
+        maker, place = behind
+        like = verbs.array_of(maker.inputs[place])
         assert like is not None
-        shift = verbs.add_constant(graph, names, _stored(bias.reshape(like.shape), old.dtype), f"{add.name}/bias")
-        verbs.replace_constant(add, place, shift)
-        return
-    if node.op_type == "MatMul" and index == 0:
+        bias = bias.reshape(like.shape)
+    elif node.op_type == "MatMul" and index == 0:
         bias = bias[:, None]
-    hint = f"{node.name or node.op_type}/bias"
+    hint = f"{maker.name or maker.op_type}/bias"
     shift = verbs.add_constant(graph, names, _stored(bias, old.dtype), hint)
-    if node.op_type != "MatMul":
-        verbs.replace_constant(node, 2, shift)
-        return
-    verbs.add_behind(node, shift, names)
+    for each in (node, *others):
+        if (behind := _bias_add(each)) is not None:
+            verbs.replace_constant(*behind, shift)
+        elif each.op_type == "MatMul":
+            verbs.add_behind(each, shift, names)
+        else:
+            verbs.replace_constant(each, 2, shift)
 
 
 def _stored(array: Floats, dtype: np.dtype[np.generic]) -> np.ndarray:

@@ -13,6 +13,7 @@ from onnxslim_core.calibration.consumers import Consumer, bias_of, blocks_of, so
 from onnxslim_core.calibration.lockstep import passing
 from onnxslim_core.calibration.moments import Moments, Sums, answered
 from onnxslim_core.calibration.rows import draw, input_rows, output_rows, output_shape
+from onnxslim_core.calibration.sharing import layers_of
 from onnxslim_core.rewrite import Progress, Sample
 
 __all__ = ["LARGEST", "study"]
@@ -33,7 +34,8 @@ def study(
 ) -> dict[ir.Node, Moments]:
     """Moments of the input of every consumer, and the variance of what it answers for.
 
-    What a consumer answers follows from its input, so only the streams that it is added into are looked at.
+    What a consumer answers follows from its input, so only the streams that it is added into are looked at. Calls of
+    one layer (`sharing`) have their rows in common, since they will get weights in common.
 
     Args:
         model: The model as it is.
@@ -45,7 +47,11 @@ def study(
         progress: Told after every batch.
     """
     rng = np.random.default_rng(seed)
-    parts = {n: _Part(c) for n, c in consumers.items() if len(c.classes) * c.taps <= LARGEST}
+    known = {n: c for n, c in consumers.items() if len(c.classes) * c.taps <= LARGEST}
+    sums = {n: Sums(c.taps) for n, c in known.items()}
+    for layer in layers_of(known):
+        sums.update(dict.fromkeys(layer, sums[layer[0]]))
+    parts = {n: _Part(c, sums[n]) for n, c in known.items()}
     wanted = dict.fromkeys(value for part in parts.values() for value in part.values)
     with threadpool_limits(threads):
         for number, held in enumerate(passing(model, batches, list(wanted), threads)):
@@ -59,12 +65,12 @@ def study(
 class _Part:
     """One consumer under study."""
 
-    def __init__(self, consumer: Consumer) -> None:
+    def __init__(self, consumer: Consumer, sums: Sums) -> None:
         self._node, self._source = consumer.node, source_of(consumer.node)
         target, stream = target_of(consumer.node)
         self._target = None if stream is None else target
         self._weights = weights_of(consumer.node)
-        self._sums = Sums(consumer.taps)
+        self._sums = sums
         self._stream = np.zeros((3, self._weights.shape[1]))
 
     @property
