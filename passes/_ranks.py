@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxslim_core.calibration.consumers import is_linear, kept_of
 from onnxslim_core.calibration.moments import Moments
+from onnxslim_core.calibration.sharing import layers_of
 from onnxslim_core.calibration.tails import Tails
 from onnxslim_core.channels.groups import ChannelGraph
 from onnxslim_core.errors import SlimError
@@ -65,10 +66,13 @@ class Rank:
 
 
 def layers_for_ranks(model: ir.Model, known: Mapping[ir.Node, Moments]) -> list[ir.Node]:
-    """Layers whose input was studied and whose weight is large enough to be split, in the order of the graph."""
+    """Layers whose input was studied and whose weight is large enough to be split, in the order of the graph.
+
+    A weight that something else reads, too, would stay in the file beside its factors.
+    """
     found = []
     for node in model.graph:
-        weight = weight_of(node) if node in known and is_linear(node) else None
+        weight = weight_of(node) if node in known and is_linear(node) and layers_of([node]) else None
         if weight is not None and weight[1].size >= _LEAST and len(weight[1]) == len(known[node].mean_x):
             found.append(node)
     return found

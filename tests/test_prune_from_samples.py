@@ -328,6 +328,14 @@ def test_a_layer_that_is_called_twice_stays_one_layer(reader: str, criterion: st
     assert errors[0] < 0.8 * errors[1]
 
 
+def test_a_layer_that_is_called_twice_is_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxslim_core.passes._ranks._LEAST", 1)
+    model, given = siamese("Gemm"), Context(samples=pairs(96, 1), samples_are_real=True)
+    changes = pass_class("slim")(forms=("rank",), allocation="macs", target=0.9).run(model, given)
+    assert matrices(model) == 5
+    assert changes[0].guard == "target_reachable"
+
+
 @pytest.mark.parametrize("criterion", ["obs", "l2"])
 def test_a_layer_that_reads_what_it_made_is_cut_and_not_solved(criterion: str) -> None:
     rng = np.random.default_rng(6)
