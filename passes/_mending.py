@@ -101,15 +101,14 @@ def _mended(options: Options, choice: Choice, repair: str, tries: int) -> Mended
     for rank in ranks:
         put_weights(work, twins[rank.name], *weights_like(rank.node, rank.offer))
     readers = {width: _readers(options, width) for width in widths}
-    at_once: dict[str, tuple[Group, Consumer, int]] = {}
+    at_once: dict[str, list[tuple[Group, Consumer, int]]] = {}
     rows: dict[str, NDArray[np.bool_]] = {}
     classes: list[int] = []
 
     def stays(node: ir.Node, moments: Moments) -> NDArray[np.bool_] | None:
         name = str(node.name)
         found = rows.get(name)
-        if name in at_once:
-            group, consumer, count = at_once[name]
+        for group, consumer, count in at_once.get(name, ()):
             setting = options.setting(group)
             free = group.classes[group.free]
             goes = curve_of(options.demand.criterion, [(consumer, moments)], free, setting).order[:count]
@@ -141,7 +140,7 @@ def _mended(options: Options, choice: Choice, repair: str, tries: int) -> Mended
         names = {str(each.node.name) for each in mine}
         layer = next((layer for layer in layers if names == set(layer)), None)
         if layer is not None and options.demand.criterion not in MEASURED:
-            at_once[layer[0]] = width.group, mine[0], len(width.classes)
+            at_once.setdefault(layer[0], []).append((width.group, mine[0], len(width.classes)))
             continue
         classes += [int(root) for root in width.classes]
         for each in mine:

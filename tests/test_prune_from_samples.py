@@ -259,6 +259,33 @@ def test_layers_alone_lose_as_rows_of_a_plan_what_they_lose(reader: str) -> None
     assert loss < 3 * rows[0].details["predicted_loss"] < 30 * loss
 
 
+def test_every_group_that_one_layer_reads_is_cut() -> None:
+    """Two Convs into one Concat: what goes of each is decided when the one reader of both is reached."""
+    rng = np.random.default_rng(0)
+    sizes = {"a": (12, 3, 1, 1), "b": (10, 3, 1, 1), "w": (6, 22, 3, 3)}
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["c0"], name="A"),
+        helper.make_node("Conv", ["x", "b"], ["c1"], name="B"),
+        *(helper.make_node("Relu", [f"c{n}"], [f"r{n}"], name=f"r{n}") for n in range(2)),
+        helper.make_node("Concat", ["r0", "r1"], ["both"], name="both", axis=1),
+        helper.make_node("Conv", ["both", "w"], ["z"], name="W"),
+        helper.make_node("GlobalAveragePool", ["z"], ["y"], name="y"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 12, 10])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 6, 1, 1])],
+        [numpy_helper.from_array(rng.normal(size=size).astype(np.float32), name) for name, size in sizes.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    for criterion, polish in (("obs", 0), ("apoz", 4)):
+        model = ir.from_proto(proto)
+        prune(model, context(), criterion=criterion, ratio=0.5, polish=polish)
+        found = {name: tuple(value.shape or ()) for name, value in model.graph.initializers.items()}
+        assert found["a"] == (6, 3, 1, 1) and found["b"] == (5, 3, 1, 1) and found["w"] == (6, 11, 3, 3)
+
+
 def siamese(reader: str) -> ir.Model:
     """Two pictures through the same two Convs and two matrices, and what differs through one more."""
     rng = np.random.default_rng(5)
