@@ -22,7 +22,7 @@ from onnxslim_core.calibration.diversity import advised_ridge, set_apart
 from onnxslim_core.calibration.moments import Moments
 from onnxslim_core.calibration.pieces import Swap
 from onnxslim_core.calibration.sharing import layers_of
-from onnxslim_core.calibration.study import study
+from onnxslim_core.calibration.study import study, too_large
 from onnxslim_core.calibration.tails import Tails
 from onnxslim_core.channels.branches import Branch, branches_of
 from onnxslim_core.channels.groups import ChannelGraph, Group
@@ -198,10 +198,8 @@ class Options:
         found = readers_of(self.channels, group, self.consumers)
         if isinstance(found, str):
             return found
-        large = next((each.node for each in found if each.node not in self._moments), None)
-        if large is not None:
-            return f"{label_of(large)} has too many inputs per output to be solved for"
-        return [(each, self._moments[each.node]) for each in found]
+        large = next(filter(None, map(too_large, found)), None)
+        return large or [(each, self._moments[each.node]) for each in found]
 
     def _widths(self, group: Group, readers: list[Reader]) -> list[Row]:
         measure = None

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from onnxslim_core import graph as verbs
 from onnxslim_core.calibration.batches import stacked
-from onnxslim_core.calibration.consumers import Consumer, is_linear, taps_of
+from onnxslim_core.calibration.consumers import Consumer, is_linear, taps_of, unsolvable
 from onnxslim_core.calibration.diversity import advised_ridge
 from onnxslim_core.calibration.moments import Moments
-from onnxslim_core.calibration.study import study
+from onnxslim_core.calibration.study import study, too_large
 from onnxslim_core.criteria.curves import Setting
 from onnxslim_core.criteria.table import MEASURED, SAMPLED, curve_of
 from onnxslim_core.errors import RecipeError
@@ -148,9 +148,11 @@ class SelectChannels:
         )
         found = []
         for draft in drafts:
-            large = next((conv for conv in draft.place.readers if conv not in moments), None)
-            if large is not None:
-                reason = f"{label_of(large)} has too many inputs per output to be solved for"
+            reasons = (
+                too_large(consumers[conv]) if conv in consumers else f"{label_of(conv)} reads it, {unsolvable(conv)}"
+                for conv in draft.place.readers
+            )
+            if (reason := next(filter(None, reasons), None)) is not None:
                 refused.append(self._refusal((label_of(draft.place.node),), "readers_solvable", reason, draft.action))
                 continue
             readers = [(consumers[conv], moments[conv]) for conv in draft.place.readers]

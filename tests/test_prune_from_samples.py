@@ -286,6 +286,54 @@ def test_every_group_that_one_layer_reads_is_cut() -> None:
         assert found["a"] == (6, 3, 1, 1) and found["b"] == (5, 3, 1, 1) and found["w"] == (6, 11, 3, 3)
 
 
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN", "FusedConv"])
+def test_a_reader_that_is_not_solved_for_says_so_and_can_be_cut(op: str) -> None:
+    rng = np.random.default_rng(0)
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}.get(op, 0)
+    sizes = {"a": (16, 3, 3, 3), "w": (1, 6 * gates, 16), "r": (1, 6 * gates, 6)}
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["c"], name="A", pads=[1] * 4),
+        helper.make_node("Relu", ["c"], ["act"], name="act"),
+    ]
+    if op == "FusedConv":
+        sizes = {"a": (16, 3, 3, 3), "w": (6, 16, 1, 1)}
+        nodes.append(
+            helper.make_node(op, ["act", "w"], ["h"], name="reader", domain="com.microsoft", activation="Relu")
+        )
+        nodes.append(helper.make_node("GlobalAveragePool", ["h"], ["y"], name="y"))
+    else:
+        nodes.append(helper.make_node("Reshape", ["act", "steps"], ["flat"], name="flat"))
+        nodes.append(helper.make_node("Transpose", ["flat"], ["seq"], name="seq", perm=[2, 0, 1]))
+        nodes.append(helper.make_node(op, ["seq", "w", "r"], ["h"], name="reader", hidden_size=6))
+        nodes.append(helper.make_node("ReduceMean", ["h"], ["y"], name="y", axes=[0], keepdims=0))
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 12, 10])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [
+            *(numpy_helper.from_array(rng.normal(size=size).astype(np.float32), name) for name, size in sizes.items()),
+            numpy_helper.from_array(np.array([1, 0, -1]), "steps"),
+        ],
+    )
+    domains = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    proto = helper.make_model(graph, opset_imports=domains, ir_version=8)
+    changes = prune(ir.from_proto(proto), context(), criterion="obs", allocation="macs", target=0.8)
+    (refusal,) = (change for change in changes if change.guard == "readers_solvable")
+    said = f"{op} 'reader' reads it, which no repair solves for; prune_channels by a criterion on weights, such as l2, "
+    assert refusal.reason == f"{said}can cut it"
+    by_weights = ir.from_proto(proto)
+    prune(by_weights, context(), criterion="l2", ratio=0.25)
+    assert by_weights.graph.initializers["a"].shape == (12, 3, 3, 3)
+
+
+def test_a_reader_of_too_many_inputs_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxslim_core.calibration.study.LARGEST", 150)
+    changes = prune(network(), context(), criterion="obs", allocation="macs", target=0.9)
+    reasons = {change.where: change.reason for change in changes if change.guard == "readers_solvable"}
+    assert reasons[("Conv 'a1'",)] == "Conv 'a2' reads it and has 180 inputs per output, more than the 150 solved for"
+
+
 def siamese(reader: str) -> ir.Model:
     """Two pictures through the same two Convs and two matrices, and what differs through one more."""
     rng = np.random.default_rng(5)

@@ -198,7 +198,7 @@ def test_readers_that_cannot_be_solved_for_are_cut(monkeypatch: pytest.MonkeyPat
     """Zeros in the readers and the cut of the whole model are two ways to one figure."""
     expected = ask(criterion="l2", repair="none", blocks=False)
     monkeypatch.setenv("ONNXSLIM_CORE_CACHE", "off")
-    monkeypatch.setattr("onnxslim_core.search.sensitivity.LARGEST", 0)
+    monkeypatch.setattr("onnxslim_core.calibration.study.LARGEST", 0)
     for asked in ({"criterion": "l2", "repair": "none"}, {"criterion": "obs", "repair": "least_squares"}):
         found = ask(**asked, blocks=False)
         assert [curve.name for curve in found.curves] == [curve.name for curve in expected.curves]

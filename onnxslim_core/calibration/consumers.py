@@ -38,6 +38,7 @@ __all__ = [
     "stored_weights",
     "taps_of",
     "target_of",
+    "unsolvable",
     "weights_of",
 ]
 
@@ -61,21 +62,34 @@ def source_of(node: ir.Node) -> ir.Value:
 
 def is_linear(node: ir.Node) -> bool:
     """True for a node whose weights and bias can be solved for."""
+    return unsolvable(node) is None
+
+
+def unsolvable(node: ir.Node) -> str | None:
+    """Why weights and bias of a node cannot be solved for, as a clause about it; None where they can."""
     if not verbs.is_op(node, "Conv", "ConvTranspose", "Gemm", "MatMul") or len(node.inputs) < 2:
-        return False
+        return "which no repair solves for; prune_channels by a criterion on weights, such as l2, can cut it"
     array = verbs.array_of(node.inputs[constant_of(node)])
-    if array is None or array.dtype not in _FLOATS or not array.size:
-        return False
-    if _is_kernel(node):
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        return bias is None or verbs.array_of(bias) is not None
-    if node.op_type == "Gemm":
-        return (
-            array.ndim == 2 and _gemm_bias(node, array) is not None and float(verbs.attribute(node, "alpha", 1.0)) != 0
-        )
-    if constant_of(node) == 0:
-        return array.ndim == 2
-    return array.ndim >= 2 and array.size == array.shape[-1] * array.shape[-2]
+    if array is None:
+        return "whose weights are computed or fed, not constant"
+    if array.dtype not in _FLOATS:
+        return f"whose weights are {array.dtype}, which no repair solves for"
+    if not array.size or not (_is_kernel(node) or _is_matrix(node, array)):
+        return "whose weights are no single matrix"
+    if node.op_type == "Gemm" and _gemm_bias(node, array) is None:
+        return "whose bias is computed or differs from row to row"
+    if node.op_type == "Gemm" and float(verbs.attribute(node, "alpha", 1.0)) == 0:
+        return "whose alpha is 0"
+    if (bias := bias_value(node)) is not None and verbs.array_of(bias) is None and node.op_type != "Gemm":
+        return "whose bias is computed or fed, not constant"
+    return None
+
+
+def _is_matrix(node: ir.Node, array: np.ndarray) -> bool:
+    """True for one matrix, on the right of a MatMul also one with axes of length 1 before it."""
+    if node.op_type == "MatMul" and constant_of(node) == 1:
+        return array.ndim >= 2 and array.size == array.shape[-1] * array.shape[-2]
+    return array.ndim == 2
 
 
 def is_depthwise(node: ir.Node) -> bool:
@@ -382,5 +396,12 @@ def readers_of(channels: ChannelGraph, group: Group, consumers: Mapping[ir.Node,
         if sink.node in consumers:
             mine[sink.node] = consumers[sink.node]
         elif not (classes == classes[:, :1])[hit.any(axis=1)].all():
-            return f"{verbs.label_of(sink.node)} reads it and has no constant weights to be solved for, or too many"
+            return f"{verbs.label_of(sink.node)} reads it, {_why_not(channels, sink)}"
     return list(mine.values()) if mine else "nothing that can be solved for reads it"
+
+
+def _why_not(channels: ChannelGraph, sink: Sink) -> str:
+    """Why a sum is none of `consumers_of`."""
+    if sink.node.graph is not channels.flow.model.graph:
+        return "which stands in a body"
+    return unsolvable(sink.node) or "whose input has other channels at other places"

@@ -14,12 +14,21 @@ from onnxslim_core.calibration.lockstep import passing
 from onnxslim_core.calibration.moments import Moments, Sums, answered
 from onnxslim_core.calibration.rows import draw, input_rows, output_rows, output_shape
 from onnxslim_core.calibration.sharing import layers_of
+from onnxslim_core.graph import label_of
 from onnxslim_core.rewrite import Progress, Sample
 
-__all__ = ["LARGEST", "study"]
+__all__ = ["LARGEST", "study", "too_large"]
 
 LARGEST = 6144
 """Inputs of more weights per output than this are not studied: their covariance alone would take a third of a GB."""
+
+
+def too_large(consumer: Consumer) -> str | None:
+    """Why a consumer is not studied; None where it is."""
+    depth = len(consumer.classes) * consumer.taps
+    if depth <= LARGEST:
+        return None
+    return f"{label_of(consumer.node)} reads it and has {depth} inputs per output, more than the {LARGEST} solved for"
 
 
 def study(
@@ -47,7 +56,7 @@ def study(
         progress: Told after every batch.
     """
     rng = np.random.default_rng(seed)
-    known = {n: c for n, c in consumers.items() if len(c.classes) * c.taps <= LARGEST}
+    known = {n: c for n, c in consumers.items() if too_large(c) is None}
     sums = {n: Sums(c.taps) for n, c in known.items()}
     for layer in layers_of(known):
         sums.update(dict.fromkeys(layer, sums[layer[0]]))

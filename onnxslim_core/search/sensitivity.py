@@ -26,7 +26,7 @@ from onnxslim_core.calibration.batches import stacked
 from onnxslim_core.calibration.consumers import Consumer, consumers_of, readers_of, taps_of, weights_of
 from onnxslim_core.calibration.diversity import advised_ridge
 from onnxslim_core.calibration.pieces import Swap
-from onnxslim_core.calibration.study import LARGEST, study
+from onnxslim_core.calibration.study import study, too_large
 from onnxslim_core.calibration.tails import Tails
 from onnxslim_core.channels.branches import Branch, branches_of
 from onnxslim_core.channels.groups import ChannelGraph, Group
@@ -211,7 +211,7 @@ class Examination:
     def _readers_of(self, group: Group) -> list[Consumer]:
         """Every sum that reads a group; none where one of them cannot be solved for."""
         readers = readers_of(self._channels, group, self._consumers)
-        if isinstance(readers, str) or any(len(each.classes) * each.taps > LARGEST for each in readers):
+        if isinstance(readers, str) or any(too_large(each) is not None for each in readers):
             return []
         return readers
 
