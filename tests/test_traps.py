@@ -243,6 +243,7 @@ TRAPS: dict[int, tuple[str, tuple[str, ...]]] = {
     21: ("names of any kind", (f"{HERE_TOO}: def test_names_of_any_kind_and_none",)),
     22: ("one weight, two readers", (
         "tests/passes/prune_channels.md: ## The same channels of a weight that two nodes share",
+        "tests/test_prune_from_samples.py: def test_a_layer_that_is_called_twice_stays_one_layer",
         "tests/passes/fuse_batchnorm.md: ## A small weight that another Conv reads is copied")),
     23: ("one value as both inputs", (HERE_TOO, "tests/ops/test_move.py: T23")),
     24: ("sizes of zero, scalars, unknown ranks", (
