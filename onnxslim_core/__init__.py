@@ -30,9 +30,9 @@ if TYPE_CHECKING:
         SlimError,
         UnsupportedModel,
     )
+    from onnxslim_core.front import Front, pareto
     from onnxslim_core.lock import Applied, Lock, apply
     from onnxslim_core.model import Model, load, save
-    from onnxslim_core.pareto import Front, pareto
     from onnxslim_core.pipeline import Result, compress
     from onnxslim_core.recipe import Budget, Recipe, load_budget
     from onnxslim_core.report import Report
@@ -84,9 +84,9 @@ _HOMES = {
         *("BudgetError", "DataError", "InternalError", "InvalidModel", "MeasureError", "ModelError"),
         *("RecipeError", "SlimError", "UnsupportedModel"),
     ),
+    "front": ("Front", "pareto"),
     "lock": ("Applied", "Lock", "apply"),
     "model": ("Model", "load", "save"),
-    "pareto": ("Front", "pareto"),
     "pipeline": ("Result", "compress"),
     "recipe": ("Budget", "Recipe", "load_budget"),
     "report": ("Report",),

@@ -17,7 +17,7 @@ ORDER = (
     ("__main__",),
     ("cli",),
     ("demo",),
-    ("pareto",),
+    ("front",),
     ("pipeline", "verdict"),
     ("recipe",),
     ("passes",),

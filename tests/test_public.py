@@ -86,3 +86,9 @@ def test_nothing_is_left_in_a_home_folder_but_what_we_keep(tmp_path: Path) -> No
     told = {key: value for key, value in os.environ.items() if not key.startswith(("ORT_", "XDG_"))}
     subprocess.run(command, env={**told, "HOME": str(home), "TMPDIR": str(home)}, check=True, capture_output=True)
     assert [found for found in home.rglob("*") if found.is_file() and "onnxslim" not in str(found)] == []
+
+
+def test_no_module_takes_the_place_of_a_function() -> None:
+    """The import system puts a module where the function of the same name is to be; `osc.Front` did it to `osc.pareto`."""
+    modules = {path.stem for path in (ROOT / "onnxslim_core").iterdir()}
+    assert not modules & {*osc.__all__}

@@ -11,7 +11,7 @@ from onnxslim_core.errors import RecipeError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from onnxslim_core.pareto import Front
+    from onnxslim_core.front import Front
     from onnxslim_core.recipe import Recipe
 
 __all__ = ["targets_of", "write_front"]
@@ -23,7 +23,7 @@ def targets_of(text: str | None) -> tuple[float, ...]:
     Raises:
         RecipeError: if one is no number.
     """
-    from onnxslim_core.pareto import TARGETS
+    from onnxslim_core.front import TARGETS
 
     if text is None:
         return TARGETS
@@ -37,7 +37,7 @@ def write_front(
     shell: Shell, model: str, output: str, recipe: Recipe, targets: tuple[float, ...], locks: bool, **options: Any
 ) -> int:
     """Run the recipe at every target, write the models that are worth it, and show all."""
-    from onnxslim_core.pareto import numbered, pareto
+    from onnxslim_core.front import numbered, pareto
     from onnxslim_core.report import json_text, plain
 
     report, source = options.pop("report"), options.pop("data")
