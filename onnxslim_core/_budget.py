@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from onnxslim_core._options import Errors, finite, fit, read_text, read_toml, shown, take
@@ -183,12 +183,16 @@ def _read_output_budget(name: str, table: object, errors: Errors) -> OutputBudge
     return OutputBudget(**found)
 
 
-def load_budget(path: str | Path) -> Budget:
-    """Read a budget file: TOML with one `[budget]` table.
+def load_budget(path: str | Path | Budget) -> Budget:
+    """Read a budget file: TOML with one `[budget]` table. A budget is given back.
 
     Raises:
         BudgetError: where the file is missing, no TOML, empty, or wrong in any key.
     """
+    if isinstance(path, Budget):
+        return path
+    if not isinstance(path, str | PurePath):
+        raise BudgetError(f"a {type(path).__name__} is no budget", "a Budget (Budget.parse reads a table) or a path")
     path = Path(path)
     raw = read_toml(read_text(path, BudgetError), path.name, BudgetError)
     errors = Errors(path.name)

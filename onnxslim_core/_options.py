@@ -141,7 +141,7 @@ def read_text(path: Path, kind: type[RecipeError]) -> str:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as err:
         raise kind(f"no such file: '{path}'") from err
-    except (OSError, UnicodeDecodeError) as err:
+    except (OSError, ValueError) as err:  # bytes that are no text, a name that holds a null character
         raise kind(f"cannot read '{path}': {err}") from err
 
 

@@ -61,7 +61,7 @@ def sensitivity(
     probes: int = 128,
     metric: Callable[..., float] | str | None = None,
     labels: str | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe | str | Path | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     values: Mapping[str, object] | None = None,
     threads: int = 1,
@@ -84,7 +84,8 @@ def sensitivity(
         metric: A user's metric, (outputs, labels) -> float, or `file.py:function`; what it says of every cut is then
             in `Point.metric`. A function that is no file keeps nothing for later runs.
         labels: The array of labels in the data, for the metric.
-        recipe: Its `[data]` and `[inputs]` say how the data is prepared; nothing else of it is used.
+        recipe: One, its file or the name of a preset. Its `[data]` and `[inputs]` say how the data is prepared; nothing
+            else of it is used.
         shapes: Sizes of image inputs that the model leaves open.
         values: What inputs are fed that the data has nothing for.
         threads: For onnxruntime and BLAS.
@@ -100,7 +101,8 @@ def sensitivity(
     """
     started = time.monotonic()
     tell = progress or (lambda _step, _done, _total: None)
-    seed = seed if seed is not None else recipe.seed if recipe is not None else 0
+    recipe = Recipe.exact() if recipe is None else Recipe.of(recipe)
+    seed = recipe.seed if seed is None else seed
     question = Question(
         ratios=tuple(ratios),
         round_to=round_to,
@@ -113,7 +115,6 @@ def sensitivity(
     )
     function = load_function(metric, Path.cwd()) if isinstance(metric, str) else metric
     scorer = None if function is None else cast("Callable[..., float]", guarded(function, "the metric"))
-    recipe = recipe or Recipe.exact()
     if labels is not None:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, labels=labels))
     given = _given(data, recipe)

@@ -122,7 +122,7 @@ def numbered(path: str | Path, count: int) -> list[Path]:
 
 def pareto(
     model: object,
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     targets: Sequence[float] = TARGETS,
     *,
     keep_feedable: bool = False,
@@ -134,7 +134,8 @@ def pareto(
 
     Args:
         model: As in `compress`; it is read once.
-        recipe: One or more of its passes say a `target` (`slim`, `prune_channels`); it is the one that varies.
+        recipe: As in `compress`. One or more of its passes say a `target` (`slim`, `prune_channels`); that is what
+            varies.
         targets: Between 0 and 1; they run from the largest to the smallest.
         keep_feedable: As in `compress`.
         external_data_root: As in `compress`.
@@ -147,7 +148,7 @@ def pareto(
     """
     if options.get("verify") is False:
         raise RecipeError("a front needs the loss of every point, and --no-verify compares no answers")
-    runs = _recipes(recipe, targets)
+    runs = _recipes(Recipe.of(recipe), targets)
     given = load(model, external_data_root=external_data_root, keep_feedable=True)
     found: list[Point] = []
     for target, how in runs:

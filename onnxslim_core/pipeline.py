@@ -129,7 +129,7 @@ class Result:
 @few_collections()
 def compress(
     model: object,
-    recipe: Recipe | None = None,
+    recipe: Recipe | str | Path | None = None,
     *,
     data: Data | None = None,
     budget: Budget | str | Path | None = None,
@@ -151,7 +151,7 @@ def compress(
     Args:
         model: A path, bytes, a ModelProto, an `onnx_ir.Model`, an `onnx_graphsurgeon.Graph`, or a loaded `Model`; it is
             not changed.
-        recipe: Exact passes only where there is none.
+        recipe: A recipe, its file, or the name of a preset; exact passes only where there is none.
         data: Replaces the recipe's source; the recipe's `[data]` still says names, layout and scale. Half of it is
             shown to passes, the other half judges. Without data both are seeded random.
         budget: Replaces the recipe's.
@@ -178,8 +178,8 @@ def compress(
         MeasureError: if onnxruntime cannot load the model at all.
     """
     clock = Clock()
-    recipe = (recipe or Recipe.exact()).with_code(allowed=allow_code)
-    limits = load_budget(budget) if isinstance(budget, str | Path) else budget or recipe.budget
+    recipe = (Recipe.exact() if recipe is None else Recipe.of(recipe)).with_code(allowed=allow_code)
+    limits = recipe.budget if budget is None else load_budget(budget)
     _check_request(limits, verify, measure_latency, metric)
     seed = recipe.seed if seed is None else seed
     with clock("load"), long_lived():
@@ -234,7 +234,11 @@ def compress(
 
 @few_collections()
 def compress_file(
-    source: str | Path, target: str | Path, recipe: Recipe | None = None, lock: str | Path | None = None, **options: Any
+    source: str | Path,
+    target: str | Path,
+    recipe: Recipe | str | Path | None = None,
+    lock: str | Path | None = None,
+    **options: Any,
 ) -> Result:
     """`compress`, and write the model if the budget is met; where it is not, nothing is written.
 

@@ -11,13 +11,14 @@ without loading `onnx_ir`.
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 from onnxslim_core._budget import Budget, OutputBudget, load_budget, read_budget
@@ -267,6 +268,23 @@ class Recipe:
     name: str = "recipe.toml"
 
     @classmethod
+    def of(cls, given: object) -> Recipe:
+        """What a caller gives as a recipe: one, the path of its file, or the name of a preset.
+
+        A preset's name is taken for one whatever lies in the current folder.
+
+        Raises:
+            RecipeError: where it is none of these, or the file is wrong.
+        """
+        if isinstance(given, Recipe):
+            return given
+        if isinstance(given, PurePath) or (isinstance(given, str) and _is_file(given)):
+            return cls.load(Path(given))
+        if isinstance(given, str):
+            return cls.preset(given)
+        raise RecipeError(f"a {type(given).__name__} is no recipe", "a Recipe, a path, or the name of a preset")
+
+    @classmethod
     def load(cls, path: str | Path) -> Recipe:
         """Read a recipe file.
 
@@ -389,6 +407,11 @@ def preset_names() -> list[str]:
     """The recipes that ship with the package."""
     folder = resources.files("onnxslim_core").joinpath("presets")
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def _is_file(text: str) -> bool:
+    """True for a path; the name of a preset is none."""
+    return text not in preset_names() and (text.endswith(".toml") or os.path.isfile(text))
 
 
 def _setting_value(text: str) -> object:

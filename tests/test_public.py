@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -89,6 +90,53 @@ def test_nothing_is_left_in_a_home_folder_but_what_we_keep(tmp_path: Path) -> No
 
 
 def test_no_module_takes_the_place_of_a_function() -> None:
-    """The import system puts a module where the function of the same name is to be; `osc.Front` did it to `osc.pareto`."""
+    """The import system puts a module where the function of its name is to be: `osc.Front` hid `osc.pareto`."""
     modules = {path.stem for path in (ROOT / "onnxslim_core").iterdir()}
     assert not modules & {*osc.__all__}
+
+
+RECIPE = '[[pass]]\nname = "normalize"\n'
+
+
+def test_a_recipe_may_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a preset's name or a path, wherever a recipe goes; a file does not hide a preset."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("r.toml", "plain", "exact"):
+        (tmp_path / name).write_text(RECIPE)
+    cases: dict[str | Path | None, str] = {
+        "exact": "preset exact",
+        "r.toml": "r.toml",
+        "plain": "plain",
+        tmp_path / "exact": "exact",
+        None: "exact passes (default)",
+    }
+    for recipe, expected in cases.items():
+        assert osc.compress(net(), recipe, measure_latency=False).report.asked.recipe == expected
+    assert osc.gate(net(), net(), osc.Budget(max_abs=0.001), recipe="r.toml").passed
+    with pytest.raises(osc.RecipeError, match="has no pass with a target"):
+        osc.pareto(net(), "r.toml")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ("balancd", "unknown preset 'balancd'; did you mean 'balanced'?"),
+        ("", "unknown preset ''; known: "),
+        ("gone.toml", "no such file: 'gone.toml'"),
+        ("a\0.toml", "cannot read 'a"),
+        (Path(), "cannot read '.'"),
+        ({}, "a dict is no recipe"),
+        (["normalize"], "a list is no recipe"),
+        (3, "a int is no recipe"),
+    ],
+)
+def test_what_is_no_recipe_is_told_in_a_line(recipe: Any, told: str) -> None:
+    with pytest.raises(osc.RecipeError) as caught:
+        osc.compress(net(), recipe)
+    assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize("budget", [{"min_cosine": 0.9}, {}, 0.9])
+def test_what_is_no_budget_is_told_in_a_line(budget: Any) -> None:
+    with pytest.raises(osc.BudgetError, match=f"a {type(budget).__name__} is no budget"):
+        osc.compress(net(), budget=budget)

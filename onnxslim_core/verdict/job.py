@@ -121,7 +121,7 @@ def gate(
     budget: Budget | str | Path,
     *,
     data: Data | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe | str | Path | None = None,
     labels: str | None = None,
     metric: str | Callable[..., float] | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -140,7 +140,8 @@ def gate(
         candidate: The same.
         budget: A budget, or the path of a budget file.
         data: Samples to judge on; without, seeded random inputs, which the verdict says.
-        recipe: Its `[data]` and `[inputs]` say how the data is prepared; nothing else of it is used.
+        recipe: One, its file or the name of a preset. Its `[data]` and `[inputs]` say how the data is prepared; nothing
+            else of it is used.
         labels: The array of labels in the data, for the metric.
         metric: `(outputs, labels) -> float`, or `file.py:function`, for `min_metric` and `max_metric_drop`.
         shapes: Sizes of inputs, where they are random.
@@ -160,7 +161,8 @@ def gate(
     """
     started = time.monotonic()
     tell = progress or (lambda _step, _done, _total: None)
-    limits = budget if isinstance(budget, Budget) else load_budget(budget)
+    limits = load_budget(budget)
+    how = None if recipe is None else Recipe.of(recipe)
     check_judges(limits)
     scorer = _scorer(metric)
     tell("load", 0, 0)
@@ -171,7 +173,7 @@ def gate(
         load(candidate, external_data_root=root, keep_feedable=True),
     )
     tell("find inputs that run", 0, 0)
-    spec, sizes, contents = from_recipe(recipe, labels, shapes, values, random=data is None)
+    spec, sizes, contents = from_recipe(how, labels, shapes, values, random=data is None)
     found = gather_samples(pair[0], data, spec=spec, seed=seed, shapes=sizes, values=contents, limit=samples)
     check_outputs(limits, [str(v.name) for v in pair[0].ir.graph.outputs])
     facts, details = _facts(pair, limits, found, threads, scorer, tell)
