@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import enum
+import inspect
+import itertools
 import math
+import textwrap
 import tomllib
 import types
 import typing
@@ -14,7 +18,19 @@ from typing import Any, Literal
 
 from onnxslim_core.errors import RecipeError
 
-__all__ = ["Errors", "finite", "fit", "nearest", "read_text", "read_toml", "shown", "take", "type_words"]
+__all__ = [
+    "Errors",
+    "field_docs",
+    "finite",
+    "fit",
+    "nearest",
+    "read_text",
+    "read_toml",
+    "shown",
+    "some",
+    "take",
+    "type_words",
+]
 
 
 class Errors:
@@ -117,6 +133,35 @@ def type_words(hint: Any) -> str:
         return f"a list of {type_words(typing.get_args(hint)[0])}"
     plain = {float: "a number", int: "an integer", bool: "true or false", str: "text"}
     return plain.get(hint, "something else")
+
+
+def some(hint: Any) -> Any:
+    """A harmless value of a type, which stands in for one that is missing; None where there is no telling."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return next(iter(hint))
+    if origin in (typing.Union, types.UnionType):
+        return some(args[0])
+    return args[0] if origin is Literal else () if origin is tuple else _HARMLESS.get(hint)
+
+
+_HARMLESS: dict[Any, Any] = {float: 0.5, int: 1, bool: False, str: ""}
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The string under each field, which Python does not keep, read from the source."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    found: dict[str, str] = {}
+    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+    for statement, following in itertools.pairwise(body):
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            found[statement.target.id] = " ".join(str(following.value.value).split())
+    return found
 
 
 def shown(value: object) -> str:

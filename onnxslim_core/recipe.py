@@ -23,7 +23,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from onnxslim_core._budget import Budget, OutputBudget, load_budget, read_budget
 from onnxslim_core._data import data_with, read_data
-from onnxslim_core._options import Errors, fit, nearest, read_text, read_toml, shown, take, type_words
+from onnxslim_core._options import (
+    Errors,
+    field_docs,
+    fit,
+    nearest,
+    read_text,
+    read_toml,
+    shown,
+    some,
+    take,
+    type_words,
+)
 from onnxslim_core.calibration.spec import DataInput, DataSpec
 from onnxslim_core.errors import RecipeError
 
@@ -145,6 +156,10 @@ def _read_options(raw: Mapping[str, Any], cls: type[Pass], name: str, where: str
             errors.add(where, f"{name} has no options per group, so no [[pass.{OVERRIDE}]]")
         else:
             _take_option(key, value, types_, where, name, errors, options)
+    for key in _required(cls):
+        if key not in raw:
+            meaning = field_docs(cls).get(key) or type_words(types_[key])
+            errors.add(where, f"{name}: {key} is missing, {meaning.rstrip('.')}")
     for line in _out_of_range(cls, options):
         errors.add(where, line if name in line else f"{name}: {line}")
     if overrides is not None:
@@ -206,26 +221,39 @@ def _read_overrides(
     return tuple(found)
 
 
-def _out_of_range(cls: Callable[..., object], options: Mapping[str, Any]) -> list[str]:
+def _required(cls: type) -> dict[str, Any]:
+    """The options without a default, each with a value that stands in for it."""
+    missing = dataclasses.MISSING
+    fields = [f for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]
+    return {f.name: some(_option_types(cls)[f.name]) for f in fields if f.init}
+
+
+def _out_of_range(cls: type, options: Mapping[str, Any]) -> list[str]:
     """What `__post_init__` says against the options.
 
     It stops at its first complaint, so the option whose absence changes the outcome is taken out and the rest tried
     again, until nothing is complained about any more. A complaint that only names an option taken out is our doing.
+    One without a default cannot be absent: something harmless stands in for it.
     """
     lines: list[str] = []
-    taken: list[str] = []
-    rest = dict(options)
+    required = _required(cls)
+    taken = [key for key in required if key not in options]
+    rest = {**required, **options}
     while (complaint := _complaint(cls, rest)) is not None:
         if not any(f"{key}" in complaint for key in taken):
             lines.append(complaint)
-        others = {key: _complaint(cls, {k: v for k, v in rest.items() if k != key}) for key in rest}
+        others = {key: _complaint(cls, _without(rest, key, required)) for key in rest}
         guilty = [key for key, outcome in others.items() if outcome is None]
         guilty = guilty or [key for key, outcome in others.items() if outcome != complaint]
         if not guilty:
             break
         taken.append(guilty[0])
-        del rest[guilty[0]]
+        rest = _without(rest, guilty[0], required)
     return lines
+
+
+def _without(options: Mapping[str, Any], key: str, required: Mapping[str, Any]) -> dict[str, Any]:
+    return {**required, **{name: value for name, value in options.items() if name != key}}
 
 
 def _complaint(cls: Callable[..., object], options: Mapping[str, Any]) -> str | None:

@@ -50,15 +50,36 @@ class Exact:
     kind: ClassVar[Kind] = Kind.ALGEBRAIC
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needy:
+    """A pass with options that have no default."""
+
+    name: ClassVar[str] = "needy"
+    kind: ClassVar[Kind] = Kind.LOSSY
+    share: float
+    """Of what stays."""
+    norm: Norm
+    width: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise RecipeError(f"share of needy is {self.share}", "a share between 0 and 1")
+        if self.width < 1:
+            raise RecipeError(f"width of needy is {self.width}", "a number from 1")
+
+
 @pytest.fixture(autouse=True)
 def two_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     make = vars(passes)["Row"]
     rows = (
         make("squeeze", "x", "Squeeze", Kind.LOSSY, "preview"),
         make("exact_one", "x", "Exact", Kind.ALGEBRAIC, "preview"),
+        make("needy", "x", "Needy", Kind.LOSSY, "preview"),
     )
     monkeypatch.setattr(passes, "TABLE", rows)
-    monkeypatch.setattr(passes, "pass_class", lambda name: {"squeeze": Squeeze, "exact_one": Exact}[name])
+    monkeypatch.setattr(
+        passes, "pass_class", lambda name: {"squeeze": Squeeze, "exact_one": Exact, "needy": Needy}[name]
+    )
 
 
 def complaints(text: str) -> tuple[str, ...]:
@@ -183,6 +204,22 @@ def test_tells_every_option_out_of_range() -> None:
         "recipe.toml: pass 1: squeeze: energy is 2.0, allowed is above 0 to 1",
         "recipe.toml: pass 1: squeeze: ratio is 1.5, allowed is 0 to below 1",
     ]
+
+
+def test_an_option_without_a_default_is_asked_for_and_hides_no_other_mistake() -> None:
+    where = "recipe.toml: pass 1"
+    assert complaints('[[pass]]\nname = "needy"\nwidth = 0\n') == (
+        f"{where}: needy: share is missing, Of what stays",
+        f"{where}: needy: norm is missing, one of 'l1', 'l2'",
+        f"{where}: width of needy is 0, allowed is a number from 1",
+    )
+    assert complaints('[[pass]]\nname = "needy"\nshare = 2.0\nnorm = "l1"\nwidth = 0\n') == (
+        f"{where}: share of needy is 2.0, allowed is a share between 0 and 1",
+        f"{where}: width of needy is 0, allowed is a number from 1",
+    )
+    assert complaints('[[pass]]\nname = "needy"\nshare = "x"\nnorm = "l1"\n') == (
+        f"{where}: option 'share' of needy is 'x', not a number",
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import enum
 import inspect
-import itertools
 import sys
-import textwrap
 import typing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from onnxslim_core._options import field_docs
 from onnxslim_core.report import plain
 
 if TYPE_CHECKING:
@@ -77,7 +75,7 @@ def one_pass(name: str) -> Page:
 
 
 def _options(cls: type) -> tuple[Option, ...]:
-    hints, helps = typing.get_type_hints(cls), _field_docs(cls)
+    hints, helps = typing.get_type_hints(cls), field_docs(cls)
     return tuple(
         Option(f.name, _words(hints[f.name]), plain(_default(f)), helps.get(f.name, ""))
         for f in dataclasses.fields(cls)
@@ -103,22 +101,6 @@ def _words(hint: Any) -> str:
     if origin is not None and parts:
         return " | ".join("none" if part is type(None) else _words(part) for part in parts)
     return str(getattr(hint, "__name__", hint))
-
-
-def _field_docs(cls: type) -> dict[str, str]:
-    """The string under each field, which Python does not keep, read from the source."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    except (OSError, TypeError, SyntaxError):
-        return {}
-    found: dict[str, str] = {}
-    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-    for statement, following in itertools.pairwise(body):
-        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
-            continue
-        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-            found[statement.target.id] = " ".join(str(following.value.value).split())
-    return found
 
 
 def print_list(console: Console, pages: list[Page]) -> None:
