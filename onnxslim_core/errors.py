@@ -20,6 +20,7 @@ __all__ = [
     "RecipeError",
     "SlimError",
     "UnsupportedModel",
+    "told",
 ]
 
 
@@ -92,3 +93,12 @@ class InternalError(Exception):
     def __init__(self, message: str, where: str = "") -> None:
         super().__init__(f"{where}: {message}" if where else message)
         self.where = where
+
+
+def told(err: BaseException) -> str:
+    """What an exception of somebody else's code says, in one line; its own `__str__` may fail as well."""
+    try:
+        text = " ".join(str(err).split())
+    except Exception:
+        text = ""
+    return f"{type(err).__name__}: {text}" if text else type(err).__name__

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.metadata
 import inspect
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
-from onnxslim_core.errors import RecipeError
+from onnxslim_core.errors import RecipeError, told
 from onnxslim_core.rewrite import Kind, Pass
 from onnxslim_core.surgeon import as_pass
 
 if __name__ != "onnxslim_core.passes":
     raise ImportError("import onnxslim_core.passes, not " + __name__)
 
-__all__ = ["GROUP", "TABLE", "Row", "pass_class"]
+__all__ = ["GROUP", "TABLE", "Row", "foreign_passes", "pass_class"]
 
 GROUP = "onnxslim_core.passes"
 """Entry points of passes that other packages bring along."""
@@ -60,17 +60,31 @@ def pass_class(name: str) -> type[Pass]:
     function written against onnx-graphsurgeon (see `surgeon.as_pass`).
 
     Raises:
-        RecipeError: if there is no such pass.
+        RecipeError: if there is no such pass, or its package cannot load it.
     """
     for row in TABLE:
         if row.name == name:
             found: type[Pass] = getattr(importlib.import_module(f".{row.module}", __name__), row.class_name)
             return found
-    foreign = {f"{e.dist.name}:{e.name}": e for e in importlib.metadata.entry_points(group=GROUP) if e.dist}
+    foreign = foreign_passes()
     if name in foreign:
-        return _checked(name, foreign[name].load())
-    known = ", ".join([*(row.name for row in TABLE), *sorted(foreign)])
+        return _checked(name, _loaded(name, foreign[name]))
+    known = ", ".join([*(row.name for row in TABLE), *foreign])
     raise RecipeError(f"no pass is called '{name}'", f"known: {known}")
+
+
+def foreign_passes() -> dict[str, EntryPoint]:
+    """What other packages say that they bring along, by its name in a recipe; nothing of it is loaded."""
+    found = {f"{entry.dist.name}:{entry.name}": entry for entry in entry_points(group=GROUP) if entry.dist}
+    return dict(sorted(found.items()))
+
+
+def _loaded(name: str, entry: EntryPoint) -> object:
+    try:
+        return entry.load()
+    except (Exception, SystemExit) as err:  # it runs their code
+        package = name.partition(":")[0]
+        raise RecipeError(f"'{name}' cannot be loaded: {told(err)}", f"package '{package}' is to blame") from err
 
 
 def _checked(name: str, found: object) -> type[Pass]:

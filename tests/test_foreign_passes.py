@@ -7,7 +7,7 @@ import sys
 import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -17,6 +17,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxslim_core.passes import GROUP, pass_class
 
+from onnxslim_core.cli import main
+from onnxslim_core.cli.catalogue import one_pass
 from onnxslim_core.errors import RecipeError
 from onnxslim_core.pipeline import compress
 from onnxslim_core.recipe import Recipe
@@ -65,6 +67,14 @@ class Broken:
         raise KeyError("mistake")
 
 
+def tidy(graph: Any, *, limit: float = 1.0) -> Any:
+    """Tidy up.
+
+    And no more.
+    """
+    return graph
+
+
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "elsewhere-1.0.dist-info"
@@ -72,10 +82,13 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
     (folder / "entry_points.txt").write_text(
         f"[{GROUP}]\nstamp = elsewhere_passes:Stamp\nsilent = elsewhere_passes:Silent\nodd = elsewhere_passes:ODD\n"
-        "broken = elsewhere_passes:Broken\n"
+        "broken = elsewhere_passes:Broken\ntidy = elsewhere_passes:tidy\n"
+        "gone = nowhere_at_all:f\nabsent = elsewhere_passes:absent\nboom = elsewhere_boom:f\nleaves = elsewhere_leaves:f\n"
     )
+    (tmp_path / "elsewhere_boom.py").write_text("raise ValueError('at\\nimport')")
+    (tmp_path / "elsewhere_leaves.py").write_text("raise SystemExit(0)")
     module = types.ModuleType("elsewhere_passes")
-    module.__dict__.update(Stamp=Stamp, Silent=Silent, Broken=Broken, ODD=3)
+    module.__dict__.update(Stamp=Stamp, Silent=Silent, Broken=Broken, ODD=3, tidy=tidy)
     monkeypatch.setitem(sys.modules, "elsewhere_passes", module)
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
@@ -103,6 +116,39 @@ def test_a_foreign_pass_has_no_short_name() -> None:
         Recipe.parse('version = 1\n[[pass]]\nname = "stamp"\n')
     with pytest.raises(RecipeError, match="nobody:stamp"):
         Recipe.parse('version = 1\n[[pass]]\nname = "nobody:stamp"\n')
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("gone", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        ("absent", "AttributeError: "),
+        ("boom", "ValueError: at import"),
+        ("leaves", "SystemExit: 0"),
+    ],
+)
+@pytest.mark.usefixtures("elsewhere")
+def test_one_that_cannot_be_loaded_is_a_line_of_its_name(
+    name: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(f'[[pass]]\nname = "elsewhere:{name}"\n')
+    assert str(caught.value).startswith(f"recipe.toml: pass 1: 'elsewhere:{name}' cannot be loaded: {told}")
+    assert main(["passes", f"elsewhere:{name}"]) == 2
+    assert capsys.readouterr().err.startswith(f"onnxslim-core: 'elsewhere:{name}' cannot be loaded: {told}")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_they_are_listed_without_being_loaded_and_shown_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["passes"]) == 0
+    listed = capsys.readouterr().out
+    assert "elsewhere:tidy" in listed and "elsewhere:boom" in listed and "elsewhere_boom" not in sys.modules
+    assert main(["passes", "elsewhere:tidy"]) == 0
+    assert "And no more." in capsys.readouterr().out
+    page, stamp = one_pass("elsewhere:tidy"), one_pass("elsewhere:stamp")
+    assert (page.kind, page.status, page.summary) == ("lossy", "foreign", "Tidy up.")
+    assert [option.name for option in page.options] == ["exact", "limit"]
+    assert (stamp.kind, stamp.summary) == ("bitwise", "Write a word into the doc string.")
 
 
 def dense() -> onnx.ModelProto:

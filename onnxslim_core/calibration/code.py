@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxslim_core.errors import DataError, SlimError
+from onnxslim_core.errors import DataError, SlimError, told
 
 __all__ = ["call_source", "guarded", "load_function"]
 
@@ -66,7 +66,7 @@ def guarded(function: Callable[..., Any], what: str) -> Callable[..., Any]:
         except SlimError:
             raise
         except (Exception, SystemExit) as err:
-            raise DataError(f"{what} fails when it is run: {type(err).__name__}: {err}") from err
+            raise DataError(f"{what} fails when it is run: {told(err)}") from err
 
     return call
 

@@ -34,8 +34,8 @@ class Page:
     """One pass.
 
     Attributes:
-        kind: "bitwise", "algebraic" or "lossy".
-        status: "preview" or "stable".
+        kind: "bitwise", "algebraic" or "lossy"; "not loaded" in a list, of a pass of another package.
+        status: "preview", "stable" or "foreign".
         summary: Its first sentence.
         text: All that it says about itself.
         options: As fields of the pass.
@@ -52,26 +52,31 @@ class Page:
 
 
 def all_passes() -> list[Page]:
-    """Every pass of the table, in its order."""
-    from onnxslim_core.passes import TABLE
+    """Every pass of the table, in its order, and what other packages bring along, whose code a list does not run."""
+    from onnxslim_core.passes import TABLE, foreign_passes
 
-    return [one_pass(row.name) for row in TABLE]
+    summary = "Comes with another package: give its name to load it and see more."
+    ours = [one_pass(row.name) for row in TABLE]
+    return ours + [Page(name, "not loaded", "foreign", summary, "", (), ()) for name in foreign_passes()]
 
 
 def one_pass(name: str) -> Page:
     """One pass by its name in a recipe.
 
     Raises:
-        RecipeError: if there is no such pass.
+        RecipeError: if there is no such pass, or its package cannot load it.
     """
     from onnxslim_core.passes import TABLE, pass_class
+    from onnxslim_core.rewrite import Kind
 
-    cls: type = pass_class(name)
-    row = next(row for row in TABLE if row.name == name)
-    text = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or "")
+    cls = pass_class(name)
+    status = next((row.status for row in TABLE if row.name == name), "foreign")
+    # a file of ours is one pass, and says all of it; of a foreign one nothing is known but its class or function
+    text = inspect.cleandoc((status != "foreign" and sys.modules[cls.__module__].__doc__) or cls.__doc__ or "")
+    kind = cls.kind if isinstance(cls.kind, Kind) else cls().kind  # a function's is an option
     summary = " ".join(text.split("\n\n")[0].split())
     guards = tuple(str(getattr(guard, "__name__", guard)) for guard in getattr(cls, "guards", ()))
-    return Page(name, row.kind.value, row.status, summary, text, _options(cls), guards)
+    return Page(name, kind.value, status, summary, text, _options(cls), guards)
 
 
 def _options(cls: type) -> tuple[Option, ...]:
@@ -113,8 +118,8 @@ def print_list(console: Console, pages: list[Page]) -> None:
     for title in ("pass", "promises", "status", "what it does"):
         table.add_column(title, no_wrap=title != "what it does")
     for page in pages:
-        colour = "yellow" if page.kind == "lossy" else "green"
-        table.add_row(page.name, f"[{colour}]{page.kind}[/]", page.status, escape(page.summary))
+        colour = {"lossy": "yellow", "not loaded": "dim"}.get(page.kind, "green")
+        table.add_row(escape(page.name), f"[{colour}]{page.kind}[/]", page.status, escape(page.summary))
     console.print(table)
     console.print("bitwise: every bit of the answers is equal; algebraic: equal in real arithmetic; lossy: measured")
 
@@ -125,7 +130,7 @@ def print_page(console: Console, page: Page) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console.print(f"[bold]{page.name}[/] ({page.kind}, {page.status})\n")
+    console.print(f"[bold]{escape(page.name)}[/] ({page.kind}, {page.status})\n")
     console.print(page.text, markup=False, highlight=False)
     if page.options:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
