@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ import onnx_ir as ir
 
 from onnxslim_core import _carry, _emit
 from onnxslim_core._wellformed import Limits, quote
-from onnxslim_core.errors import DataError, InvalidModel, RecipeError, SlimError, UnsupportedModel
+from onnxslim_core.errors import DataError, InvalidModel, RecipeError, SlimError, UnsupportedModel, told
 from onnxslim_core.graph import all_nodes
 from onnxslim_core.rewrite import Change, Context, Kind, Pass, weight_bytes
 
@@ -227,6 +228,7 @@ def _has_denotation(proto: onnx.TypeProto) -> bool:
 
 # ---------------------------------------------------------------------------------------------------- passes
 _OPTIONS = (bool, int, float, str)
+_TAKEN = ("exact", "name", "kind", "run")
 
 
 def as_pass(name: str, function: Callable[..., Any]) -> type[Pass]:
@@ -254,24 +256,36 @@ def as_pass(name: str, function: Callable[..., Any]) -> type[Pass]:
     if len(given) + len(options) < len(parameters) or len(given) < 1 or any(p.default is p.empty for p in given[1:]):
         raise RecipeError(f"'{name}' is no pass", "a function (graph, *, option: type = default) -> graph")
     for option in options:
-        hint = hints.get(option.name)
-        if option.default is option.empty or option.name == "exact" or not _is_option(hint):
-            raise RecipeError(f"option '{option.name}' of '{name}' needs a type and a default", "bool, int, float, str")
-        fields.append((option.name, hint, dataclasses.field(default=option.default)))
+        hint, default = hints.get(option.name), option.default
+        if option.name in _TAKEN:
+            raise RecipeError(f"an option of '{name}' is called '{option.name}', which every pass has", "rename it")
+        if typing.get_origin(hint) is list:  # what options hold does not change: the function gets a list of its own
+            hint = tuple.__class_getitem__((*typing.get_args(hint), ...))
+            default = tuple(default) if isinstance(default, list) else default
+        if default is option.empty or not _is_option(hint) or default.__hash__ is None:
+            allowed = "bool, int, float, str, or a list or tuple of one of these"
+            raise RecipeError(f"option '{option.name}' of '{name}' needs a type and a default", allowed)
+        fields.append((option.name, hint, dataclasses.field(default=default)))
 
     def kind(self: Any) -> Kind:
         return Kind.ALGEBRAIC if self.exact else Kind.LOSSY
 
     def run(self: Any, model: ir.Model, context: Context) -> list[Change]:
         chosen = {option.name: getattr(self, option.name) for option in options}
+        for key, value in chosen.items():
+            if isinstance(value, tuple) and typing.get_origin(hints[key]) is list:
+                chosen[key] = list(value)
         return _run(name, lambda graph: function(graph, **chosen), model)
 
-    space = {"name": name, "kind": property(kind), "run": run, "__doc__": function.__doc__}
+    space = {"name": name, "kind": property(kind), "run": run}
     made = dataclasses.make_dataclass("SurgeonPass", fields, namespace=space, frozen=True, kw_only=True)
+    made.__doc__ = function.__doc__  # afterwards: a class without gets a signature there
     return typing.cast("type[Pass]", made)
 
 
 def _is_option(hint: Any) -> bool:
+    if typing.get_origin(hint) not in (None, tuple, typing.Union, types.UnionType):
+        return False
     parts = [part for part in typing.get_args(hint) if part is not Ellipsis] or [hint]
     return all(part in (*_OPTIONS, type(None)) for part in parts)
 
@@ -307,7 +321,7 @@ def _called(name: str, function: Callable[[Any], Any], graph: Any) -> Any:
     except SlimError:
         raise
     except (Exception, SystemExit) as err:
-        raise DataError(f"'{name}' fails when it is run: {type(err).__name__}: {err}") from err
+        raise DataError(f"'{name}' fails when it is run: {told(err)}") from err
     found = graph if found is None else found
     if not isinstance(found, gs.Graph):
         raise DataError(f"'{name}' returned a {type(found).__name__}, not an onnx_graphsurgeon.Graph")

@@ -53,6 +53,12 @@ def idle(graph):
     return graph
 
 
+def names_of(graph, *, names: list[str] = [], sizes: tuple[int, ...] = ()) -> gs.Graph:
+    names.append("mine")  # it is its own list, in every run
+    graph.nodes[0].name = "+".join(names)
+    return graph
+
+
 def breaks(graph):
     raise SystemExit(0)
 
@@ -62,6 +68,18 @@ def wrong(graph):
 
 
 def unset(graph, *, width: int):
+    return graph
+
+
+def table(graph, *, widths: dict[str, int] = {}):
+    return graph
+
+
+def odd(graph, *, width: int = []):
+    return graph
+
+
+def named(graph, *, name: str = ""):
     return graph
 '''
 
@@ -171,6 +189,14 @@ def test_options_are_the_keyword_only_parameters(folder: Path) -> None:
         assert caught.value.errors == (f"r.toml: pass 1: {expected}",)
 
 
+@pytest.mark.parametrize(("options", "expected"), [("", "mine"), ('names = ["a", "b"]', "a+b+mine")])
+def test_a_list_is_an_option_even_one_that_is_a_mutable_default(folder: Path, options: str, expected: str) -> None:
+    found = recipe(folder, "mine.py:names_of", f"exact = true\n{options}")
+    for _ in range(2):
+        result = compress(model(), found, allow_code=True, measure_latency=False)
+        assert result.model.to_proto().graph.node[0].name == expected
+
+
 def test_nothing_of_it_runs_unless_it_may(folder: Path) -> None:
     (folder / "mine.py").write_text("open('ran', 'w')\n" + CODE)
     found = recipe(folder, "mine.py:fuse_negs")
@@ -190,6 +216,9 @@ def test_nothing_of_it_runs_unless_it_may(folder: Path) -> None:
         ("mine.py:nobody", DataError, "'mine.py' has no function 'nobody'"),
         ("nobody.py:f", DataError, "no such Python file"),
         ("mine.py:unset", RecipeError, "option 'width' of 'mine.py:unset' needs a type and a default"),
+        ("mine.py:table", RecipeError, "option 'widths' of 'mine.py:table' needs a type and a default"),
+        ("mine.py:odd", RecipeError, "option 'width' of 'mine.py:odd' needs a type and a default"),
+        ("mine.py:named", RecipeError, "an option of 'mine.py:named' is called 'name', which every pass has"),
     ],
 )
 def test_a_failure_is_one_line(folder: Path, name: str, kind: type[Exception], expected: str) -> None:
