@@ -14,10 +14,22 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from onnxslim_core.calibration.spec import DataInput
-from onnxslim_core.errors import DataError
+from onnxslim_core.errors import DataError, told
 from onnxslim_core.measure.inputs import InputSpec
 
-__all__ = ["Array", "ArrayColumn", "Chain", "Column", "Constant", "Lazy", "array_column", "constant", "fits", "misfit"]
+__all__ = [
+    "Array",
+    "ArrayColumn",
+    "Chain",
+    "Column",
+    "Constant",
+    "Lazy",
+    "array_column",
+    "as_array",
+    "constant",
+    "fits",
+    "misfit",
+]
 
 
 class Lazy(Protocol):
@@ -219,22 +231,53 @@ class Constant:
         return self.array
 
 
+def as_array(value: Any, what: str) -> np.ndarray:
+    """Whatever a user gives as an array: lists, and tensors of PyTorch that are trained or of a type numpy lacks.
+
+    Args:
+        value: What is given.
+        what: What messages call it.
+
+    Raises:
+        DataError: if it is none.
+    """
+    try:
+        if isinstance(value, list | tuple) and any(hasattr(each, "detach") for each in value):
+            return np.stack([as_array(each, what) for each in value])
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+        found = np.asarray(value)
+        # float32 holds every bfloat16, and is brought to what the model takes like any other
+        return found.astype(np.float32) if found.dtype.name == "bfloat16" else found
+    except DataError:
+        raise
+    except Exception as err:  # lists of different lengths, and whatever a class of somebody else's does
+        hint = "the rows of an array are of one size; samples of different sizes are given one by one, as dicts"
+        raise DataError(f"{what} is no array: {told(err)}", hint) from err
+
+
 def constant(entry: InputSpec, value: object) -> Constant:
     """What an input is fed for every sample.
 
     Raises:
         DataError: if the value does not fit the input.
     """
-    given = np.asarray(value)
+    given = as_array(value, f"the value of input '{entry.name}'")
     declared = [size if isinstance(size, int) else None for size in entry.shape or ()]
     if given.ndim == 0 and declared:
         given = np.full([1 if size is None else size for size in declared], given)
     if entry.shape is not None and not fits(given.shape, declared):
         raise misfit(entry.name, given.shape, declared)
     dtype = entry.dtype if entry.dtype is not None else np.dtype(object)
-    if dtype.kind in "iub" and (given.dtype.kind not in "iub" and (given != np.round(given)).any()):
-        raise DataError(f"input '{entry.name}' takes {dtype}, its value is {value}")
-    return Constant(np.asarray(given, dtype))
+    try:
+        found = np.asarray(given, dtype)
+        suits = dtype.kind not in "iub" or given.dtype.kind in "iub" or bool((found == given).all())
+    except (ValueError, TypeError, OverflowError):
+        suits = False
+    if not suits:
+        raise DataError(f"input '{entry.name}' takes {dtype}, its value is {value!r}")
+    return Constant(found)
 
 
 def normalised(part: np.ndarray, spec: DataInput, channel: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
 import numpy as np
 
 from onnxslim_core.calibration.arrays import read_npy, read_npz
-from onnxslim_core.calibration.columns import Array, Chain, Column, Constant, array_column, constant
+from onnxslim_core.calibration.columns import Array, Chain, Column, Constant, array_column, as_array, constant
 from onnxslim_core.calibration.diversity import halves
 from onnxslim_core.calibration.folders import Found, look
 from onnxslim_core.calibration.images import ImageColumn, folder_labels, image_columns
@@ -306,8 +306,20 @@ def _in_memory(
     count: int,
 ) -> _Opened:
     if isinstance(data, Mapping):
-        return _table("given in memory", {k: np.asarray(v) for k, v in data.items()}, inputs, spec, fixed)
+        return _table("given in memory", _arrays(data, "the data"), inputs, spec, fixed)
     return _table("given in memory", _stack(data, count), inputs, spec, fixed, whole=True)
+
+
+def _arrays(given: Mapping[str, Any], whose: str) -> dict[str, np.ndarray]:
+    """Arrays by name.
+
+    Raises:
+        DataError: where a name is no text, or a value no array.
+    """
+    for name in given:
+        if not isinstance(name, str):
+            raise DataError(f"{whose} has {name!r} for the name of an input, which is no text")
+    return {name: as_array(value, f"'{name}' of {whose}") for name, value in given.items()}
 
 
 def _stack(samples: Iterable[Sample], count: int) -> dict[str, Array]:
@@ -316,19 +328,20 @@ def _stack(samples: Iterable[Sample], count: int) -> dict[str, Array]:
         raise DataError(f"data is a {type(samples).__name__}, not a path, arrays by name or samples")
     if isinstance(samples, Sequence):
         samples = [samples[place] for place in _spread(len(samples), count)]
-    rows: list[Sample] = []
+    rows: list[dict[str, np.ndarray]] = []
     for number, sample in enumerate(islice(iter(samples), count)):
         if not isinstance(sample, Mapping):
             raise DataError(f"sample {number} is a {type(sample).__name__}, not a dict of arrays by input name")
-        if rows and set(sample) != set(rows[0]):
-            raise DataError(f"sample {number} has {sorted(sample)}, the first has {sorted(rows[0])}")
-        rows.append(sample)
+        row = _arrays(sample, f"sample {number}")
+        if rows and set(row) != set(rows[0]):
+            raise DataError(f"sample {number} has {sorted(row)}, the first has {sorted(rows[0])}")
+        rows.append(row)
     if not rows:
         raise DataError("the data gives no sample")
     arrays: dict[str, Array] = {}
     for name in rows[0]:
-        values = [np.asarray(row[name]) for row in rows]
-        if len({value.dtype for value in values}) > 1:
+        values = [row[name] for row in rows]
+        if len({value.dtype if value.dtype.kind not in "US" else value.dtype.kind for value in values}) > 1:
             raise DataError(f"array '{name}' is of one type in some samples and of another in others")
         arrays[name] = np.stack(values) if len({value.shape for value in values}) == 1 else values
     return arrays

@@ -445,10 +445,10 @@ class _Draw:
 
 def _filled(name: str, value: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     """A number for all elements, or the whole content."""
-    given = np.asarray(value, dtype=object if dtype.kind == "O" else None)
-    if dtype.kind in "iub" and given.dtype.kind == "f" and (given != np.round(given)).any():
-        raise RecipeError(f"value of input '{name}' is {value}, its type is {dtype}")
     try:
+        given = np.asarray(value, dtype=object if dtype.kind == "O" else None)
+        if dtype.kind in "iub" and given.dtype.kind == "f" and (given != np.round(given)).any():
+            raise RecipeError(f"value of input '{name}' is {value}, its type is {dtype}")
         return np.array(np.broadcast_to(given, shape), dtype=dtype)
     except (ValueError, TypeError, OverflowError) as err:
         raise RecipeError(f"value of input '{name}' does not fit {dtype} of shape {_text(shape)}") from err

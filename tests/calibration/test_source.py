@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxslim_core.calibration.code import load_function
+from onnxslim_core.calibration.code import call_source, load_function
 from onnxslim_core.calibration.source import Source, open_source
 from onnxslim_core.calibration.spec import DataInput, DataSpec
 from onnxslim_core.errors import DataError
@@ -239,3 +239,96 @@ def test_function_of_a_file(tmp_path: Path) -> None:
     ]:
         with pytest.raises(DataError, match=needle):
             load_function(named, tmp_path)
+
+
+# --- what Python gives
+
+
+class Mute(Exception):
+    """Cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise ValueError("in str")
+
+
+class Stubborn:
+    """Refuses to be an array."""
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        raise Mute
+
+
+class Tensor:
+    """What a tensor of PyTorch that is trained does, whether that is installed or not."""
+
+    def __init__(self, array: np.ndarray, dtype: str = "torch.float32", trained: bool = True) -> None:
+        self.array, self.dtype, self.trained, self.shape = array, dtype, trained, array.shape
+
+    def detach(self) -> Tensor:
+        return Tensor(self.array, self.dtype, trained=False)
+
+    def cpu(self) -> Tensor:
+        return self
+
+    def float(self) -> Tensor:
+        return Tensor(self.array, trained=self.trained)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self.trained or self.dtype == "torch.bfloat16":
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+        return np.asarray(self.array, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["torch.float32", "torch.bfloat16"])
+def test_tensors_that_numpy_does_not_take_are_brought_to_it(dtype: str) -> None:
+    array = np.arange(12, dtype=np.float32).reshape(4, 3)
+    rows = [Tensor(row, dtype) for row in array]
+    for data in ({"x": Tensor(array, dtype)}, {"x": rows}, [{"x": Tensor(row[np.newaxis], dtype)} for row in array]):
+        source = open_source(data, [spec(shape=("n", 3))])  # type: ignore[arg-type]
+        np.testing.assert_array_equal(np.concatenate([sample["x"] for sample in source]), array)
+
+
+def test_bfloat16_feeds_both_itself_and_float32() -> None:
+    bfloat16 = np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+    array = np.arange(12).reshape(4, 3).astype(bfloat16)
+    for dtype in (bfloat16, FLOAT):
+        (first, *_) = open_source({"x": array}, [spec(shape=("n", 3), dtype=dtype)])
+        assert first["x"].dtype == dtype
+        np.testing.assert_array_equal(first["x"], array[:1].astype(dtype))
+
+
+def test_texts_of_different_lengths_are_of_one_type() -> None:
+    source = open_source([{"x": np.array([word])} for word in ("a", "bcd")], [InputSpec("x", None, "string", ("n",))])
+    assert [sample["x"].tolist() for sample in source] == [["a"], ["bcd"]]
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ({"x": [[1.0, 2.0, 3.0], [4.0]]}, "'x' of the data is no array: ValueError: "),
+        ([{"x": np.ones((1, 3))}, {"x": [[1], [2, 3]]}], "'x' of sample 1 is no array: ValueError: "),
+        ({3: np.ones((4, 3))}, "the data has 3 for the name of an input, which is no text"),
+        ([{"x": np.ones((1, 3)), 3: 1}], "sample 0 has 3 for the name of an input, which is no text"),
+        ({"x": Stubborn()}, "'x' of the data is no array: Mute"),
+        ({"x": [Tensor(np.ones(3)), Tensor(np.ones(2))]}, "'x' of the data is no array: ValueError: "),
+    ],
+)
+def test_what_is_no_array_is_a_line(data: Any, told: str) -> None:
+    with pytest.raises(DataError) as caught:
+        open_source(data, [spec(shape=("n", 3))])
+    assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize("value", ["abc", [[1], [2, 3]], {}, None])
+def test_a_value_that_does_not_fit_is_a_line(value: object) -> None:
+    inputs = [spec(shape=("n", 3)), spec("k", (), np.int64)]
+    with pytest.raises(DataError, match="'k'"):
+        open_source({"x": np.ones((4, 3))}, inputs, values={"k": value})
+
+
+def test_a_failure_that_cannot_say_what_it_is_is_a_line(tmp_path: Path) -> None:
+    (tmp_path / "f.py").write_text(
+        "class Mute(Exception):\n    def __str__(self):\n        raise ValueError\n\ndef give():\n    raise Mute\n"
+    )
+    with pytest.raises(DataError, match=r"^'f.py:give' fails when it is run: Mute$"):
+        call_source("f.py:give", tmp_path)
