@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from onnxslim_core.calibration.code import load_function
+from onnxslim_core.calibration.code import load_metric
 from onnxslim_core.calibration.source import Data
 from onnxslim_core.errors import MeasureError
 from onnxslim_core.measure.fidelity import Fidelity
@@ -101,7 +100,7 @@ def compare(
     """
     first, second = _open(reference), _open(candidate)
     fed = _feed(first, data, shapes, values, seed, RANDOM_SAMPLES)
-    measure = load_function(metric, Path.cwd()) if isinstance(metric, str) else metric
+    measure = load_metric(metric)
     kind = "given" if fed.real else "random"
     return compare_answers(
         first, second, fed.samples, data=kind, threads=threads, metric=measure, labels=fed.labels, seed=seed

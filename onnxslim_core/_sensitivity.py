@@ -20,7 +20,7 @@ import numpy as np
 
 from onnxslim_core import __version__, _files
 from onnxslim_core._feeds import NOISE_SAMPLES, sides
-from onnxslim_core.calibration.code import call_source, guarded, load_function
+from onnxslim_core.calibration.code import call_source, load_metric
 from onnxslim_core.calibration.diversity import looks_like_noise, shortage
 from onnxslim_core.calibration.plausible import unlike_training
 from onnxslim_core.calibration.source import Data, Source, open_source
@@ -113,8 +113,7 @@ def sensitivity(
         probes=probes,
         seed=seed,
     )
-    function = load_function(metric, Path.cwd()) if isinstance(metric, str) else metric
-    scorer = None if function is None else cast("Callable[..., float]", guarded(function, "the metric"))
+    scorer = load_metric(metric)
     if labels is not None:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, labels=labels))
     given = _given(data, recipe)

@@ -18,7 +18,7 @@ from onnxslim_core._collect import few_collections, long_lived
 from onnxslim_core._feeds import open_feeds
 from onnxslim_core._files import digest_of_file
 from onnxslim_core._job import Clock, Job, said
-from onnxslim_core.calibration.code import call_source, load_function
+from onnxslim_core.calibration.code import call_source, load_metric
 from onnxslim_core.calibration.source import Data
 from onnxslim_core.errors import BudgetError, ModelError, RecipeError
 from onnxslim_core.lock import Lock, take
@@ -181,6 +181,7 @@ def compress(
     recipe = (Recipe.exact() if recipe is None else Recipe.of(recipe)).with_code(allowed=allow_code)
     limits = recipe.budget if budget is None else load_budget(budget)
     _check_request(limits, verify, measure_latency, metric)
+    scorer = load_metric(metric)
     seed = recipe.seed if seed is None else seed
     with clock("load"), long_lived():
         root = None if external_data_root is None else Path(external_data_root)
@@ -213,7 +214,7 @@ def compress(
         seed=seed,
         compares=verify and feeds.runs,
         times=measure_latency and feeds.runs,
-        metric=load_function(metric, Path.cwd()) if isinstance(metric, str) else metric,
+        metric=scorer,
         latency_seconds=latency_seconds,
         progress=progress or _silent,
         plain=given,

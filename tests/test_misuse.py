@@ -171,3 +171,26 @@ def test_what_a_library_warns_of_is_not_for_the_console(
         monkeypatch.setattr(warnings, "showwarning", lambda message, *_: print(message, file=sys.stderr))
         assert main(["compress", "m.onnx", "-o", "out.onnx"]) == 3
     assert "invalid value" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("named", ["m.py", "m", "m.py:", ":f", "m.txt:f"])
+@pytest.mark.parametrize("verb", [["compress", "a.onnx", "-o", "o.onnx"], ["gate", "a.onnx", "a.onnx"]])
+def test_a_metric_is_a_file_and_a_function(
+    folder: Path, capsys: pytest.CaptureFixture[str], named: str, verb: list[str]
+) -> None:
+    Path("m.py").write_text("def f(outputs, labels): raise ValueError('mine')\n")
+    Path("m.toml").write_text("[budget]\nmin_metric = 0.5\n")
+    call = [*verb, "--budget", "m.toml", "--metric"]
+    assert main([*call, named]) == 2
+    assert one_line(capsys) == f"onnxslim-core: '{named}' is not of the form FILE.py:FUNCTION"
+    assert main([*call, "m.py:f"]) == 3
+    assert one_line(capsys) == "onnxslim-core: the metric fails when it is run: ValueError: mine"
+    assert not (folder / "o.onnx").exists()
+
+
+@pytest.mark.usefixtures("folder")
+def test_data_that_is_a_file_of_code_lacks_the_function(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("f.py").write_text("def give(): return 3\n")
+    for named, code in {"f.py": 3, "f.py:": 2}.items():
+        assert main(["compress", "a.onnx", "-o", "o.onnx", "--data", named]) == code
+        assert "FUNCTION" in capsys.readouterr().err

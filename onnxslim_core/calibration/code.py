@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxslim_core.errors import DataError, SlimError, told
+from onnxslim_core.errors import DataError, RecipeError, SlimError, told
 
-__all__ = ["call_source", "guarded", "load_function"]
+__all__ = ["call_source", "guarded", "load_function", "load_metric"]
 
 
 def load_function(named: str, folder: Path) -> Callable[..., Any]:
@@ -20,9 +20,12 @@ def load_function(named: str, folder: Path) -> Callable[..., Any]:
         folder: Where relative paths start.
 
     Raises:
+        RecipeError: if it is not of that form.
         DataError: if there is no such file or function, or the file fails.
     """
     file, _, function = named.rpartition(":")
+    if not file.endswith(".py") or not function:
+        raise RecipeError(f"'{named}' is not of the form FILE.py:FUNCTION")
     path = folder / file
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
@@ -34,6 +37,25 @@ def load_function(named: str, folder: Path) -> Callable[..., Any]:
         raise DataError(f"'{path.name}' has no function '{function}'")
     checked: Callable[..., Any] = found
     return checked
+
+
+def load_metric(given: Callable[..., float] | str | None) -> Callable[..., float] | None:
+    """A metric, (outputs, labels) -> float, as a function whose own failures come out as one line.
+
+    Args:
+        given: The function, or `file.py:function`; None is none.
+
+    Raises:
+        RecipeError: if it is neither.
+        DataError: if there is no such function, or its file fails.
+    """
+    if given is None:
+        return None
+    if isinstance(given, str):
+        given = load_function(given, Path.cwd())
+    if not callable(given):
+        raise RecipeError(f"a {type(given).__name__} is no metric", "a function (outputs, labels), or FILE.py:FUNCTION")
+    return guarded(given, "the metric")
 
 
 def call_source(named: str, folder: Path) -> Any:

@@ -115,7 +115,8 @@ def look(path: Path) -> Found:
     if not exists:
         raise DataError(f"no such data file: '{path}'", _HINT)
     what = f"a {path.suffix} file" if path.suffix else "a file without an ending"
-    raise DataError(f"data '{path}' is {what}, which is not read", _HINT)
+    hint = f"name the function that gives the samples: {path}:FUNCTION" if path.suffix == ".py" else _HINT
+    raise DataError(f"data '{path}' is {what}, which is not read", hint)
 
 
 def _walk(root: Path) -> list[str]:

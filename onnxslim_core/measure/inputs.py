@@ -242,7 +242,7 @@ def _check(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]], va
     for name in (*shapes, *values):
         if name not in known:
             raise RecipeError(f"no input is called '{name}'", f"inputs: {', '.join(known) or 'none'}")
-    whole = {name: np.shape(np.asarray(value)) for name, value in values.items()}
+    whole = {name: _shape(name, value) for name, value in values.items()}
     for name, shape in {**{name: shape for name, shape in whole.items() if shape}, **shapes}.items():
         declared = known[name].shape
         if declared is None:
@@ -254,6 +254,14 @@ def _check(specs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]], va
     for spec in specs:
         if spec.kind not in ("tensor", "string", "optional"):
             raise MeasureError(f"input '{spec.name}' is a {spec.kind}, random data is drawn for tensors only")
+
+
+def _shape(name: str, value: object) -> tuple[int, ...]:
+    """Of a value as an array."""
+    try:
+        return np.shape(np.asarray(value))
+    except ValueError as err:
+        raise RecipeError(f"value of input '{name}' is no array: its rows differ in length") from err
 
 
 def _text(shape: Iterable[int | str | None]) -> str:

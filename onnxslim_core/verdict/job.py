@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -159,12 +159,14 @@ def gate(
         DataError: if the data is missing, broken or empty.
         MeasureError: if a model does not run.
     """
+    from onnxslim_core.calibration.code import load_metric
+
     started = time.monotonic()
     tell = progress or (lambda _step, _done, _total: None)
     limits = load_budget(budget)
     how = None if recipe is None else Recipe.of(recipe)
     check_judges(limits)
-    scorer = _scorer(metric)
+    scorer = load_metric(metric)
     tell("load", 0, 0)
     root = None if external_data_root is None else Path(external_data_root)
     # as they are: a weight that is listed as an input costs time, and whoever deploys the file pays for it
@@ -220,20 +222,6 @@ def from_recipe(
         sizes = {name: entry.shape for name, entry in recipe.inputs.items() if entry.shape is not None}
         contents = {name: entry.value for name, entry in recipe.inputs.items() if entry.value is not None}
     return spec, {**sizes, **(shapes or {})}, {**contents, **(values or {})}
-
-
-def _scorer(metric: str | Callable[..., float] | None) -> Callable[..., float] | None:
-    """A user's metric whose own failures come out as one line.
-
-    Raises:
-        DataError: if the file or function is missing or fails on import.
-    """
-    from onnxslim_core.calibration.code import guarded, load_function
-
-    if metric is None:
-        return None
-    function = load_function(metric, Path.cwd()) if isinstance(metric, str) else metric
-    return cast("Callable[..., float]", guarded(function, "the metric"))
 
 
 def _facts(
