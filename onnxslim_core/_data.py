@@ -15,6 +15,7 @@ from onnxslim_core.calibration.spec import (
     RESIZES,
     DataInput,
     DataSpec,
+    toml_key,
 )
 
 __all__ = ["data_with", "read_data"]
@@ -113,7 +114,7 @@ _CHOICES = {
 
 
 def _read_data_input(name: str, table: object, errors: Errors) -> DataInput:
-    where = f"data.inputs.{name}"
+    where = f"data.inputs.{toml_key(name)}"
     if not isinstance(table, Mapping):
         errors.add(where, "not a table")
         return DataInput()

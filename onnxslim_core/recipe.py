@@ -35,7 +35,7 @@ from onnxslim_core._options import (
     take,
     type_words,
 )
-from onnxslim_core.calibration.spec import DataInput, DataSpec
+from onnxslim_core.calibration.spec import DataInput, DataSpec, toml_key
 from onnxslim_core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -470,7 +470,7 @@ def _read_inputs(table: object, errors: Errors) -> dict[str, InputSpec]:
         return {}
     specs: dict[str, InputSpec] = {}
     for name, entry in table.items():
-        where = f"inputs.{name}"
+        where = f"inputs.{toml_key(name)}"
         if not isinstance(entry, Mapping):
             errors.add(where, "not a table with 'shape' or 'value'")
             continue

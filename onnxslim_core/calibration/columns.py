@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from onnxslim_core.calibration.spec import DataInput
+from onnxslim_core.calibration.spec import DataInput, table_of
 from onnxslim_core.errors import DataError, told
 from onnxslim_core.measure.inputs import InputSpec
 
@@ -440,7 +440,7 @@ def _dtype(have: np.dtype[Any], entry: InputSpec, spec: DataInput) -> np.dtype[A
         have = np.dtype(np.float32) if have.kind in "fiub" else have
     kinds = {"f": "fiub", "i": "iub", "u": "iub", "b": "b", "V": "fiubV", "c": "cfiub"}
     if have.kind not in kinds.get(entry.dtype.kind, ""):
-        hint = f'dtype = "{entry.dtype}" in [data.inputs.{entry.name}] rounds' if have.kind == "f" else None
+        hint = f'dtype = "{entry.dtype}" in {table_of(entry.name)} rounds' if have.kind == "f" else None
         raise DataError(f"input '{entry.name}' takes {entry.dtype}, the data has {have}", hint)
     return entry.dtype
 
@@ -452,5 +452,5 @@ def check_dtype(entry: InputSpec, spec: DataInput) -> bool:
         DataError: if it is another.
     """
     if spec.dtype is not None and spec.dtype != str(entry.dtype):
-        raise DataError(f"input '{entry.name}' takes {entry.dtype}, [data.inputs.{entry.name}] says {spec.dtype}")
+        raise DataError(f"input '{entry.name}' takes {entry.dtype}, {table_of(entry.name)} says {spec.dtype}")
     return spec.dtype is not None

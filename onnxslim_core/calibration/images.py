@@ -16,7 +16,7 @@ import numpy as np
 from onnxslim_core.calibration.columns import as_type, check_dtype, constant, fits, misfit, normalised
 from onnxslim_core.calibration.folders import Found
 from onnxslim_core.calibration.pixels import Geometry, Pixels, check_header, decode, require_pillow
-from onnxslim_core.calibration.spec import DataInput, DataSpec
+from onnxslim_core.calibration.spec import DataInput, DataSpec, table_of
 from onnxslim_core.errors import DataError
 from onnxslim_core.measure.inputs import InputSpec
 
@@ -173,7 +173,7 @@ def image_input(inputs: Sequence[InputSpec], spec: DataSpec, fixed: Mapping[str,
         raise DataError(f"the model has several inputs with 4 axes: {names}", "give a .npz with arrays by input name")
     for entry in open_ones:
         if entry is not fitting[0]:
-            hint = f"set it by [data.inputs.{entry.name}] value = ..., or give a .npz with arrays by input name"
+            hint = f"set it by {table_of(entry.name)} value = ..., or give a .npz with arrays by input name"
             raise DataError(f"images feed input '{fitting[0].name}'; input '{entry.name}' is fed by nothing", hint)
     return fitting[0]
 
@@ -204,14 +204,12 @@ def image_columns(
     entry = image_input(inputs, spec, fixed)
     given = spec.inputs.get(entry.name, DataInput())
     if given.array is not None:
-        raise DataError(f"[data.inputs.{entry.name}] from = '{given.array}' names an array, the data is image files")
+        raise DataError(f"{table_of(entry.name)} from = '{given.array}' names an array, the data is image files")
     settled = _Settled(entry, given, shapes.get(entry.name))
     batch = settled.shape[0] or 1
     column = settled.column(files, batch, seed, random_parts=spec.crops is not None)
     if spec.crops is not None and column.geometry.size is None:
-        raise DataError(
-            f"random crops need a size for input '{entry.name}'", f"[data.inputs.{entry.name}] size = [H, W]"
-        )
+        raise DataError(f"random crops need a size for input '{entry.name}'", f"{table_of(entry.name)} size = [H, W]")
     column = replace(column, numbers=_numbers(len(files.names), batch, spec.crops), flips=spec.flips)
     columns: dict[str, Column] = {entry.name: column}
     columns |= {each.name: constant(each, fixed[each.name]) for each in inputs if each.name in fixed}
@@ -299,7 +297,7 @@ class _Settled:
             sizes = "x".join("?" if size is None else str(size) for size in self.shape)
             raise DataError(f"input '{name}' is {sizes}: images have 1 or 3 channels", "give a .npz of arrays")
         if sure:
-            raise DataError(f"input '{name}': which axis has the channels?", f"[data.inputs.{name}] layout")
+            raise DataError(f"input '{name}': which axis has the channels?", f"{table_of(name)} layout")
         self.assumed.append(f'layout = "{possible[0]}"')
         return possible[0]
 
@@ -325,7 +323,10 @@ class _Settled:
             return declared[0], declared[1]
         if given.resize == "none" or (given.resize == "shorter" and given.resize_to and given.crop == "none"):
             return None
-        hint = f"--shape {name}=1x3x224x224, or size = [224, 224] in [data.inputs.{name}]"
+        usual = dict(zip("NCHW", (1, 1 if self.channels == "gray" else 3, 224, 224), strict=True))
+        sizes = {axis: size or usual[axis] for axis, size in zip(self.layout, self.shape, strict=True)}
+        hint = f"--shape {name}={'x'.join(map(str, sizes.values()))}, "
+        hint += f"or size = [{sizes['H']}, {sizes['W']}] in {table_of(name)}"
         raise DataError(f"input '{name}' takes images of any size, and none is given", hint)
 
     def _scaled(self) -> DataInput:
@@ -337,11 +338,11 @@ class _Settled:
                 raise DataError(f"input '{name}': '{key}' has {len(values)} numbers for {numbers} channels")
         if given.scale is None and (given.mean or given.std):
             hint = "scale = 255 brings pixels to 0..1 first, scale = 1 leaves them at 0..255"
-            raise DataError(f"[data.inputs.{name}] has 'mean' or 'std' and no 'scale'", hint)
+            raise DataError(f"{table_of(name)} has 'mean' or 'std' and no 'scale'", hint)
         if given.scale is not None:
             if dtype is not None and dtype.kind in "iu" and given.dtype is None:
                 hint = f'dtype = "{dtype}" rounds'
-                raise DataError(f"input '{name}' takes {dtype}, [data.inputs.{name}] scales to real numbers", hint)
+                raise DataError(f"input '{name}' takes {dtype}, {table_of(name)} scales to real numbers", hint)
             return given
         if dtype == np.dtype(np.uint8):
             return given

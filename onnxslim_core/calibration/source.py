@@ -22,7 +22,7 @@ from onnxslim_core.calibration.columns import Array, Chain, Column, Constant, ar
 from onnxslim_core.calibration.diversity import halves
 from onnxslim_core.calibration.folders import Found, look
 from onnxslim_core.calibration.images import ImageColumn, folder_labels, image_columns
-from onnxslim_core.calibration.spec import DataInput, DataSpec
+from onnxslim_core.calibration.spec import DataInput, DataSpec, table_of
 from onnxslim_core.errors import DataError
 from onnxslim_core.measure.inputs import InputSpec, input_specs
 from onnxslim_core.rewrite import Sample
@@ -171,7 +171,7 @@ def open_source(
     spec = spec or DataSpec()
     for wanted in spec.inputs:
         if wanted not in [entry.name for entry in inputs]:
-            raise DataError(f"[data.inputs.{wanted}]: the model has no such input{_close(wanted, inputs)}")
+            raise DataError(f"{table_of(wanted)}: the model has no such input{_close(wanted, inputs)}")
     fixed = {**(values or {}), **{name: each.value for name, each in spec.inputs.items() if each.value is not None}}
     count = spec.crops or spec.samples or spec.max_samples or limit or DEFAULT_SAMPLES
     if not isinstance(data, str | Path):
@@ -388,7 +388,7 @@ def _pick(name: str, wanted: str, arrays: Mapping[str, Array], source: str) -> A
     if wanted in arrays:
         return arrays[wanted]
     close = difflib.get_close_matches(wanted, list(arrays), 1, 0.6)
-    hint = f'say which array it is: [data.inputs.{name}] from = "{close[0] if close else "ARRAY"}"'
+    hint = f'say which array it is: {table_of(name)} from = "{close[0] if close else "ARRAY"}"'
     raise DataError(f"{source}: no array '{wanted}' for the model's input, it has {', '.join(arrays) or 'none'}", hint)
 
 

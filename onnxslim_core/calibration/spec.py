@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["CHANNELS", "CROPS", "INTERPOLATIONS", "LAYOUTS", "RESIZES", "DataInput", "DataSpec"]
+__all__ = ["CHANNELS", "CROPS", "INTERPOLATIONS", "LAYOUTS", "RESIZES", "DataInput", "DataSpec", "table_of", "toml_key"]
 
 LAYOUTS = ("NHWC", "NCHW")
 """The layouts of images that a source may state."""
@@ -101,3 +103,13 @@ class DataSpec:
     held_out: float = 0.5
     judging: str | None = None
     force_random: bool = False
+
+
+def toml_key(name: str) -> str:
+    """A name as a key of TOML: bare where it may be, else quoted."""
+    return name if re.fullmatch("[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
+
+
+def table_of(name: str) -> str:
+    """The head of the table that says how an input is fed."""
+    return f"[data.inputs.{toml_key(name)}]"

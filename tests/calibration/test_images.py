@@ -420,3 +420,20 @@ def test_refuses_folders_of_nothing_or_of_several_kinds(tmp_path: Path) -> None:
 def test_refuses_crops_of_arrays() -> None:
     with pytest.raises(DataError, match="crops are cut out of image files"):
         open_source({"x": np.zeros((4, 3, 8, 6))}, [spec()], DataSpec(crops=8))
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "given_shape", "size"),
+    [
+        (("n", 3, "h", "w"), None, "1x3x224x224", "[224, 224]"),
+        (("n", "h", "w", 3), None, "1x224x224x3", "[224, 224]"),
+        ((2, "h", 96, 1), None, "2x224x96x1", "[224, 96]"),
+        (("n", "a", "b", "c"), "NHWC", "1x224x224x3", "[224, 224]"),
+    ],
+)
+def test_the_hint_for_an_open_size_keeps_to_the_model(
+    tmp_path: Path, shape: tuple[int | str, ...], layout: str | None, given_shape: str, size: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        open_source(folder(tmp_path / "p"), [spec(shape)], given(DataInput(layout=layout)))
+    assert caught.value.hint == f"--shape x={given_shape}, or size = {size} in [data.inputs.x]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -332,3 +333,13 @@ def test_a_failure_that_cannot_say_what_it_is_is_a_line(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=r"^'f.py:give' fails when it is run: Mute$"):
         call_source("f.py:give", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x", "my input", "a.b", 'say "x"', "größe", "l\n", "😀", "back\\slash"])
+def test_a_hint_names_an_input_as_toml_reads_it(name: str) -> None:
+    with pytest.raises(DataError) as caught:
+        open_source({"other": np.ones((4, 3))}, [spec(name, ("n", 3))])
+    _, _, hint = str(caught.value.hint).partition(": ")
+    table, _, array = hint.rpartition(" from = ")
+    assert tomllib.loads(f"{table}\nfrom = {array}") == {"data": {"inputs": {name: {"from": "ARRAY"}}}}
+    assert ('"' in table) == (name != "x")
