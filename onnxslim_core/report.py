@@ -26,7 +26,7 @@ from onnxslim_core.measure.cost import Cost
 from onnxslim_core.measure.fidelity import Fidelity, OutputFidelity
 from onnxslim_core.measure.latency import Latency
 from onnxslim_core.measure.processor import processor
-from onnxslim_core.rewrite import Change
+from onnxslim_core.rewrite import OVERRIDE_FITS, Change
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -198,6 +198,13 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict)
     schema: int = SCHEMA
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is to be feared of the samples, and what of the recipe had no effect."""
+        idle = [change for step in self.steps for change in step.refused if change.guard == OVERRIDE_FITS]
+        told = (f"{each.pass_name}: override of {', '.join(map(repr, each.where))}: {each.reason}" for each in idle)
+        return (*self.data.warnings, *told)
+
     def to_json(self) -> str:
         """The whole record as JSON text; valid for every parser, whatever the figures are."""
         return json_text(plain(self), ensure_ascii=False)
@@ -245,7 +252,7 @@ class Report:
         console.print(_headline(self))
         for breach in self.breaches:
             console.print(f"  [red]✗[/red] {_escape(breach)}", highlight=False)
-        for warning in self.data.warnings:
+        for warning in self.warnings:
             console.print(f"  [yellow]![/yellow] {_escape(warning)}", highlight=False)
         console.print(_measures(self))
         if self.fidelity is not None and self.fidelity.outputs:

@@ -23,6 +23,7 @@ from onnxslim_core import graph as verbs
 from onnxslim_core.errors import InternalError
 
 __all__ = [
+    "OVERRIDE_FITS",
     "Change",
     "Context",
     "Edit",
@@ -92,6 +93,10 @@ def glob_for(names: Iterable[str], globs: Iterable[str]) -> str | None:
     """The first of the globs that one of the names fits; None where none does."""
     known = list(names)
     return next((glob for glob in globs for name in known if fnmatchcase(name, glob)), None)
+
+
+OVERRIDE_FITS = "override_fits"
+"""The guard that refuses a glob which no name fits: a mistake of the recipe, not a finding about the model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from onnxslim_core.channels.groups import ChannelGraph, Group
-from onnxslim_core.rewrite import Change, Override
+from onnxslim_core.rewrite import OVERRIDE_FITS, Change, Override, glob_for
 from onnxslim_core.search.widths import Limits
 
 __all__ = ["kept_by", "limits_of", "unmatched", "with_overrides"]
@@ -84,13 +84,13 @@ def kept_by(step: _Overridden, group: Group) -> str | None:
 
 
 def unmatched(name: str, overrides: Sequence[Override], channels: ChannelGraph) -> list[Change]:
-    """A refusal for every override that fits no group: most likely a name is wrong."""
+    """A refusal for every glob of an override that fits no group: most likely a name is wrong."""
     if not overrides:
         return []
     names = [maker for group in channels.groups for maker in _makers(group)]
     reason = "no node or weight that makes channels is called like that"
     return [
-        Change(name, override.match, "override", reason=reason, guard="override_fits")
-        for override in overrides
-        if override.glob_for(names) is None
+        Change(name, (glob,), "override", reason=reason, guard=OVERRIDE_FITS)
+        for glob in dict.fromkeys(glob for override in overrides for glob in override.match)
+        if glob_for(names, (glob,)) is None
     ]

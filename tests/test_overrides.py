@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from rich.console import Console
 
 from onnxslim_core.errors import RecipeError
 from onnxslim_core.model import load
@@ -166,3 +168,14 @@ def test_settings_of_the_command_line_keep_overrides() -> None:
     after = before.with_settings(["prune_channels.ratio=0.5"])
     assert after.steps[0].options["override"] == ({"match": ("mid_*",), "keep": True},)
     assert after.steps[0].build() != before.steps[0].build()
+
+
+def test_a_glob_that_fits_nothing_is_shown_on_the_console() -> None:
+    """Among forty refusals in a report nobody sees that a name is misspelled."""
+    overrides = 'match = ["stem_weight", "mdi_*"]\nkeep = true'
+    result = compress(net(), recipe("remove_idle", "", overrides), measure_latency=False)
+    told = "remove_idle: override of 'mdi_*': no node or weight that makes channels is called like that"
+    assert result.report.warnings == (*result.report.data.warnings, told)
+    console = Console(file=io.StringIO(), width=200)
+    result.report.print_console(console)
+    assert f"! {told}" in console.file.getvalue()  # type: ignore[attr-defined]
