@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from onnxslim_core import _carry, _emit
 from onnxslim_core._wellformed import Limits, quote
-from onnxslim_core.errors import DataError, InvalidModel, RecipeError, SlimError, UnsupportedModel, told
+from onnxslim_core.errors import DataError, InvalidModel, ModelError, RecipeError, SlimError, UnsupportedModel, told
 from onnxslim_core.graph import all_nodes
 from onnxslim_core.rewrite import Change, Context, Kind, Pass, weight_bytes
 
@@ -296,7 +296,11 @@ def _run(name: str, function: Callable[[Any], Any], model: ir.Model) -> list[Cha
         graph, untouched = (_imported(_emit.write(model)) for _ in range(2))
     except UnsupportedModel as err:
         return [Change(name, (), "run", reason=str(err), guard="surgeon_can_hold_it")]
-    made = to_ir(_called(name, function, graph))
+    found = _called(name, function, graph)
+    try:
+        made = to_ir(found)
+    except ModelError as err:
+        raise InvalidModel(f"'{name}' left a broken graph: {err}", err.hint) from err
     if _bytes(made) == _bytes(to_ir(untouched)):
         return []
     lost = _lost_besides(model)

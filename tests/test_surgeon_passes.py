@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxslim_core.passes import GROUP, pass_class
 
 from onnxslim_core.cli import main
-from onnxslim_core.errors import DataError, RecipeError
+from onnxslim_core.errors import DataError, InvalidModel, RecipeError
 from onnxslim_core.model import load
 from onnxslim_core.pipeline import compress
 from onnxslim_core.recipe import Recipe
@@ -65,6 +65,14 @@ def breaks(graph):
 
 def wrong(graph):
     return 3
+
+
+def cuts(graph):
+    graph.nodes.pop(1)
+
+
+def ties(graph):
+    graph.nodes[1].inputs = [graph.nodes[2].outputs[0]]
 
 
 def unset(graph, *, width: int):
@@ -213,6 +221,8 @@ def test_nothing_of_it_runs_unless_it_may(folder: Path) -> None:
     [
         ("mine.py:breaks", DataError, "'mine.py:breaks' fails when it is run: SystemExit: 0"),
         ("mine.py:wrong", DataError, "'mine.py:wrong' returned a int, not an onnx_graphsurgeon.Graph"),
+        ("mine.py:cuts", InvalidModel, "'mine.py:cuts' left a broken graph: Neg 'neg2' reads 'b', which nothing makes"),
+        ("mine.py:ties", InvalidModel, "'mine.py:ties' left a broken graph: nodes form a cycle"),
         ("mine.py:nobody", DataError, "'mine.py' has no function 'nobody'"),
         ("nobody.py:f", DataError, "no such Python file"),
         ("mine.py:unset", RecipeError, "option 'width' of 'mine.py:unset' needs a type and a default"),
