@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -194,3 +196,38 @@ def test_data_that_is_a_file_of_code_lacks_the_function(capsys: pytest.CaptureFi
     for named, code in {"f.py": 3, "f.py:": 2}.items():
         assert main(["compress", "a.onnx", "-o", "o.onnx", "--data", named]) == code
         assert "FUNCTION" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+@pytest.mark.parametrize("name", ["p.npz", "p.npy", "p.zip", "p.png", "p"])
+@pytest.mark.usefixtures("folder")
+def test_a_pipe_is_no_data_file(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    os.mkfifo(name)
+    assert main(["compress", "a.onnx", "-o", "o.onnx", "--data", name]) == 3
+    assert one_line(capsys) == f"onnxslim-core: data '{name}' is no plain file"
+
+
+@pytest.mark.parametrize("name", ["d.npz", "inside/d.npz", "inside", "."])
+@pytest.mark.usefixtures("folder")
+def test_what_may_not_be_read_is_not_called_broken_or_empty(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    Path("inside").mkdir()
+    for path in ("d.npz", "inside/d.npz"):
+        np.savez(path, x=np.ones((4, 4), np.float32))
+    opened, listed = Path.open, os.scandir
+
+    def denied(path: Path, *options: Any, **named: Any) -> Any:
+        if path.name == "d.npz":  # (the superuser may read whatever the mode says)
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *options, **named)
+
+    def closed(path: Any = ".") -> Any:
+        if name == "." and os.fspath(path).endswith("inside"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "open", denied)
+    monkeypatch.setattr(os, "scandir", closed)
+    assert main(["compress", "a.onnx", "-o", "o.onnx", "--data", name]) == 3
+    assert "Permission denied" in one_line(capsys)

@@ -88,10 +88,12 @@ def read_npz(path: Path) -> dict[str, Array]:
     Raises:
         DataError: if the file is missing, broken, or holds Python objects.
     """
-    if path.is_file() and not zipfile.is_zipfile(path):
-        raise DataError(f"cannot read data '{path}': broken, or no .npz file", "save arrays by input name: numpy.savez")
     found: dict[str, Array] = {}
     try:
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                hint = "save arrays by input name: numpy.savez"
+                raise DataError(f"cannot read data '{path}': broken, or no .npz file", hint)
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 with archive.open(info) as stream:

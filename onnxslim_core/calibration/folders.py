@@ -57,13 +57,15 @@ class Found:
         """The path of a file in a folder.
 
         Raises:
-            DataError: if it is a link that leads out of the folder.
+            DataError: if it is a link that leads out of the folder, or no file.
         """
         path = self.root / self.names[number]
         if self.is_folder and path.is_symlink() and not path.resolve().is_relative_to(self.root.resolve()):
             raise DataError(
                 f"'{self.names[number]}' in {self.name} is a link that leaves the folder", "copy the file in"
             )
+        if not path.is_file():
+            raise DataError(f"'{self.names[number]}' in {self.name} is no plain file, or a link to nothing")
         return path
 
     def read(self, number: int) -> bytes:
@@ -101,19 +103,19 @@ def look(path: Path) -> Found:
     try:
         if path.is_dir():
             return _settle(path, _walk(path))
+        if not path.exists():
+            raise DataError(f"no such data file: '{path}'", _HINT)
+        if not path.is_file():
+            raise DataError(f"data '{path}' is no plain file", "write what comes out of it into one first")
+        path.open("rb").close()  # so that what may not be read is not taken for broken
         suffix = path.suffix.lower()
         if suffix == ".zip":
             return _zip(path)
         if suffix in IMAGES | ARRAYS:
-            if not path.is_file():
-                raise DataError(f"no such data file: '{path}'")
             kind: Literal["npz", "npy", "images"] = "images" if suffix in IMAGES else suffix[1:]  # type: ignore[assignment]
             return Found(kind, path.parent, (path.name,), path.name, False)
-        exists = path.exists()
     except OSError as err:
-        raise DataError(f"cannot read data '{path}': {err.strerror or err}") from err
-    if not exists:
-        raise DataError(f"no such data file: '{path}'", _HINT)
+        raise DataError(f"cannot read data '{err.filename or path}': {err.strerror or err}") from err
     what = f"a {path.suffix} file" if path.suffix else "a file without an ending"
     hint = f"name the function that gives the samples: {path}:FUNCTION" if path.suffix == ".py" else _HINT
     raise DataError(f"data '{path}' is {what}, which is not read", hint)
@@ -122,7 +124,7 @@ def look(path: Path) -> Found:
 def _walk(root: Path) -> list[str]:
     """Names of all files below a folder; links to folders are not followed, hidden ones not entered."""
     found: list[str] = []
-    for folder, folders, files in os.walk(root):
+    for folder, folders, files in os.walk(root, onerror=_raise):
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         inside = Path(folder).relative_to(root)
         found += [(inside / file).as_posix() for file in files]
@@ -131,9 +133,12 @@ def _walk(root: Path) -> list[str]:
     return [name for name in found if (root / name).is_file() or (root / name).is_symlink()]
 
 
+def _raise(err: OSError) -> None:
+    """A folder that cannot be read is not empty."""
+    raise err
+
+
 def _zip(path: Path) -> Found:
-    if not path.is_file():
-        raise DataError(f"no such data file: '{path}'")
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
