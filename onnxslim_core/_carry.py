@@ -26,7 +26,7 @@ from onnxslim_core._wellformed import Limits, examine, kind_of, quote
 from onnxslim_core.errors import InvalidModel, UnsupportedModel
 from onnxslim_core.graph import bodies, is_op, label_of
 
-__all__ = ["EXTERNAL_KEY", "TRAINING_KEY", "CarriedAttribute", "CarriedType", "from_proto"]
+__all__ = ["EXTERNAL_KEY", "TRAINING_KEY", "CarriedAttribute", "CarriedType", "from_proto", "locations"]
 
 _ATTR = onnx.AttributeProto
 TRAINING_KEY = "onnxslim_core.training_info"
@@ -138,6 +138,12 @@ def _read(proto: onnx.ModelProto, open_external: Open, *, owned: bool) -> ir.Mod
 
 def _is_external(tensor: onnx.TensorProto) -> bool:
     return tensor.data_location == onnx.TensorProto.EXTERNAL
+
+
+def locations(proto: onnx.ModelProto) -> set[str]:
+    """The files that its tensors are in, as it names them."""
+    found = (t for owner in _owners(proto) for t in _tensor_protos(owner) if _is_external(t))
+    return {entry.value for tensor in found for entry in tensor.external_data if entry.key == "location"}
 
 
 def _owners(proto: onnx.ModelProto) -> Iterator[_Owner]:

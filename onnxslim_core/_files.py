@@ -8,18 +8,16 @@ import hashlib
 import logging
 import mmap
 import os
-import shutil
-import stat
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from onnxslim_core import _emit, _tensors
+from onnxslim_core._paths import keep_mode, landing, open_regular, reason, scratch
 from onnxslim_core._wellformed import Limits, quote
 from onnxslim_core.errors import InvalidModel, ModelError
 
@@ -28,7 +26,6 @@ __all__ = [
     "digest",
     "digest_of_file",
     "needs_external",
-    "open_regular",
     "pieces",
     "read_bytes",
     "replace_files",
@@ -47,21 +44,8 @@ _RESIDENT = 2**27
 """Bytes of external data that may be read until those before them are let go."""
 
 
-def _reason(err: OSError) -> str:
-    return err.strerror or type(err).__name__
-
-
 def _shown(path: Path) -> str:
     return quote(str(path), limit=1000)
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading; never blocks on a pipe and never reads a device."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file")
-    return os.fdopen(descriptor, "rb")
 
 
 def read_bytes(path: Path, limits: Limits) -> bytes:
@@ -80,8 +64,8 @@ def read_bytes(path: Path, limits: Limits) -> bytes:
                 )
             return file.read(limits.file_bytes + 1)
     except (OSError, ValueError) as err:
-        reason = _reason(err) if isinstance(err, OSError) else str(err)
-        raise ModelError(f"cannot read model {_shown(path)}: {reason}") from err
+        why = reason(err) if isinstance(err, OSError) else str(err)
+        raise ModelError(f"cannot read model {_shown(path)}: {why}") from err
 
 
 class _Mapped(ir.Tensor[np.ndarray]):
@@ -211,7 +195,7 @@ class ExternalData:
                     size = os.fstat(file.fileno()).st_size
                     self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
             except OSError as err:
-                raise ModelError(f"cannot read the external data {_shown(path)} of {what}: {_reason(err)}") from err
+                raise ModelError(f"cannot read the external data {_shown(path)} of {what}: {reason(err)}") from err
         return self._maps[path]
 
 
@@ -349,31 +333,36 @@ def write_external(model: ir.Model, path: Path) -> None:
     write_pieces(found, path)
 
 
-def replace_files(
-    path: Path, write: Callable[[Path], None], check: Callable[[Path], None] | None, *, data_name: str
-) -> None:
+def replace_files(path: Path, write: Callable[[Path], None], check: Callable[[Path], None] | None) -> None:
     """Write into a fresh folder beside the target, check it there, then move it over the target.
 
     Args:
-        path: The target.
-        write: Writes the model to the path it is given, and its external data beside it.
+        path: The target; of a link what it leads to.
+        write: Writes the model to the path it is given, and perhaps `NAME.data` beside it.
         check: Called with the path of what was written; what it raises stops the replacement.
-        data_name: Name of the external data file, if there is one.
 
     Raises:
         ModelError: if the target cannot be written.
     """
-    with _target_errors(path), _scratch(path.parent) as folder:
+    named, path = path, landing(path)
+    data_name = f"{path.name}.data"
+    with _target_errors(path), scratch(path.parent) as folder:
         fresh, old = folder / path.name, folder / "old"
         write(fresh)
         data, target = folder / data_name, path.with_name(data_name)
+        if data.exists() and not named.parent.samefile(path.parent):
+            raise ModelError(
+                f"{_shown(named)} is a link into another folder, where the weights in {quote(data_name)} "
+                "would not be found",
+                f"write to {_shown(path)}",
+            )
         if data.exists() and target.exists() and not _names(path, data_name):
             raise ModelError(
                 f"cannot write {_shown(target)}: it is there and not of {_shown(path)}", "use another name"
             )
         for new, existing in ((fresh, path), (data, target)):
-            if new.exists() and existing.exists():
-                new.chmod(stat.S_IMODE(existing.stat().st_mode))
+            if new.exists():
+                keep_mode(new, existing)
         if check is not None:
             check(fresh)
         if not data.exists():
@@ -407,13 +396,4 @@ def _target_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as err:
         hint = "the folder does not exist" if err.errno == errno.ENOENT and not path.parent.exists() else None
-        raise ModelError(f"cannot write {_shown(path)}: {_reason(err)}", hint) from err
-
-
-@contextlib.contextmanager
-def _scratch(parent: Path) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix=".onnxslim-", dir=parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        raise ModelError(f"cannot write {_shown(path)}: {reason(err)}", hint) from err

@@ -17,6 +17,7 @@ __all__ = [
     "InvalidModel",
     "MeasureError",
     "ModelError",
+    "OutputError",
     "RecipeError",
     "SlimError",
     "UnsupportedModel",
@@ -78,6 +79,10 @@ class DataError(SlimError):
 
 class MeasureError(SlimError):
     """onnxruntime could not run one of the models (exit 3)."""
+
+
+class OutputError(SlimError):
+    """A file cannot be written: no room, no permission (exit 3)."""
 
 
 class InternalError(Exception):

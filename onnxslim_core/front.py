@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,9 +94,8 @@ class Front:
         """
         paths = self.paths(path)
         for point, target in zip(self.best, paths, strict=True):
-            point.result.save(target)
-            if locks:
-                point.result.lock().save(f"{target}.lock")
+            with point.result.lock().staged(f"{target}.lock") if locks else nullcontext():
+                point.result.save(target)
         return paths
 
     def document(self, path: str | Path | None = None) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from onnxslim_core.graph import all_nodes, label_of
 from onnxslim_core.rewrite import Change
 from onnxslim_core.verify import STRUCTURE, out_of_order
 
-__all__ = ["DEFAULT_LIMITS", "LARGE", "Limits", "Model", "load", "save", "tell_nodes_apart", "wrap"]
+__all__ = ["DEFAULT_LIMITS", "LARGE", "Limits", "Model", "files_of", "load", "save", "tell_nodes_apart", "wrap"]
 
 DEFAULT_LIMITS = Limits()
 LARGE = 2**28
@@ -204,6 +204,22 @@ def load(
     return found
 
 
+def files_of(path: str | Path, external_data_root: str | Path | None = None) -> list[Path]:
+    """A model's file, and those that its weights are in; of a file that is no model itself alone.
+
+    Args:
+        path: The file.
+        external_data_root: As for `load`.
+    """
+    path = Path(path)
+    try:
+        proto = _parse(_files.read_bytes(path, DEFAULT_LIMITS), "the model")
+    except ModelError:  # to be told by `load`
+        return [path]
+    folders = [path.parent, *([] if external_data_root is None else [Path(external_data_root)])]
+    return [path, *(folder / name for name in _carry.locations(proto) for folder in folders)]
+
+
 def tell_nodes_apart(model: Model) -> None:
     """Give nodes that share a name names of their own, which is noted: onnxruntime loads no file that has such."""
     seen: set[str] = set()
@@ -333,7 +349,6 @@ def save(
         target,
         lambda fresh: _write_files(model, fresh, external),
         check,
-        data_name=f"{target.name}.data",
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -252,9 +253,8 @@ def compress_file(
     """
     result = compress(source, recipe, **options)
     if result.passed:
-        result.save(target)
-        if lock is not None:
-            result.lock().save(lock)
+        with nullcontext() if lock is None else result.lock().staged(lock):
+            result.save(target)
     return result
 
 

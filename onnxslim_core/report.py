@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from onnxslim_core import __version__
+from onnxslim_core._paths import write_whole
 from onnxslim_core.errors import DataError
 from onnxslim_core.measure.cost import Cost
 from onnxslim_core.measure.fidelity import Fidelity, OutputFidelity
@@ -233,16 +234,12 @@ class Report:
             raise DataError(f"the report is wrong at {place}: {first['msg']}") from err
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON, whole or not at all."""
-        path = Path(path)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            draft.write_text(self.to_json() + "\n", "utf-8", "backslashreplace")  # a file's name may be any bytes
-            draft.replace(path)
-        except OSError as err:
-            raise DataError(f"cannot write the report '{path}': {err.strerror or err}") from err
-        finally:
-            draft.unlink(missing_ok=True)
+        """Write the JSON, whole or not at all.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        write_whole(path, f"{self.to_json()}\n".encode(errors="backslashreplace"))  # a file's name may be any bytes
 
     def print_console(self, console: Console | None = None) -> None:
         """The record for people: a verdict in one line, what was measured, what each step did."""

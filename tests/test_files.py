@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import random
 import signal
 import subprocess
@@ -17,7 +20,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim_core.cli import main
+from onnxslim_core.errors import ModelError
 from onnxslim_core.lock import apply
+from onnxslim_core.model import load, save
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
@@ -112,6 +117,90 @@ def test_the_output_may_be_the_input(tmp_path: Path) -> None:
     assert compressed(path, path) == 0
     assert "Identity" not in {node.op_type for node in onnx.load(path).graph.node}
     np.testing.assert_array_equal(answers(path), expected)
+
+
+# --- links, and disks that are full ----------------------------------------------------------------------------------
+
+
+def test_an_output_that_is_a_link_is_written_through(tmp_path: Path) -> None:
+    """As a shell's `>` does: the link stays, what it leads to is new; it may also lead to nothing yet."""
+    onnx.save(chain(), tmp_path / "m.onnx")
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "old").write_text("old")
+    for link, target in (("o.onnx", "old"), ("r.json", "report"), ("o.lock", "lock")):
+        (tmp_path / link).symlink_to(Path("store") / target)
+    more = ("--report", str(tmp_path / "r.json"), "--lock", str(tmp_path / "o.lock"))
+    assert compressed(tmp_path / "m.onnx", tmp_path / "o.onnx", *more) == 0
+    assert all((tmp_path / link).is_symlink() for link in ("o.onnx", "r.json", "o.lock"))
+    assert sorted(path.name for path in store.iterdir()) == ["lock", "old", "report"]
+    np.testing.assert_array_equal(answers(store / "old"), answers(tmp_path / "m.onnx"))
+    assert json.loads((store / "report").read_text())["schema"] == 1
+    assert apply(store / "lock", tmp_path / "m.onnx").model.nbytes
+
+
+def test_weights_of_their_own_go_through_no_link_to_another_folder(tmp_path: Path) -> None:
+    """They would lie there, and whoever opens the link looks beside the link."""
+    onnx.save(chain(), tmp_path / "m.onnx")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "o.onnx").symlink_to(tmp_path / "store" / "o.onnx")
+    with pytest.raises(ModelError, match="link into another folder"):
+        save(load(tmp_path / "m.onnx"), tmp_path / "o.onnx", external_data=True)
+    assert not list((tmp_path / "store").iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such files there")
+@pytest.mark.parametrize("kind", ["device", "pipe", "loop"])
+def test_an_output_that_is_no_plain_file_is_refused(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(chain(), tmp_path / "m.onnx")
+    target = tmp_path / "link"
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "pipe")
+    target.symlink_to({"device": os.devnull, "pipe": "pipe", "loop": "link"}[kind])
+    assert compressed(tmp_path / "m.onnx", target) == 2
+    assert compressed(tmp_path / "m.onnx", tmp_path / "o.onnx", "--report", str(target)) == 2
+    assert len([line for line in capsys.readouterr().err.splitlines() if "hint" not in line]) == 2
+    assert target.is_symlink()
+    assert not (tmp_path / "o.onnx").exists()
+
+
+@pytest.mark.parametrize("fails", ["o.onnx", "o.onnx.lock"])
+def test_a_result_and_its_lock_are_both_new_or_both_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    onnx.save(chain(), tmp_path / "m.onnx")
+    for name in ("o.onnx", "o.onnx.lock"):
+        (tmp_path / name).write_text("old")
+    module, writer = ("_files", "write_pieces") if fails == "o.onnx" else ("lock.record", "write_archive")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(f"onnxslim_core.{module}.{writer}", full)
+    assert compressed(tmp_path / "m.onnx", tmp_path / "o.onnx") == 3
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "m.onnx"} == {
+        "o.onnx": b"old",
+        "o.onnx.lock": b"old",
+    }
+
+
+@pytest.mark.parametrize("option", ["--junit", "--markdown"])
+def test_a_full_disk_is_3_whatever_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    onnx.save(chain(), tmp_path / "m.onnx")
+    (tmp_path / "b.toml").write_text("[budget]\nmin_cosine = 0.9\n")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    model, budget, out = (str(tmp_path / name) for name in ("m.onnx", "b.toml", "out"))
+    assert main(["gate", model, model, "--budget", budget, option, out, "--quiet"]) == 3
+    assert "No space left" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 # --- hubs ------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from onnxslim_core import __version__
+from onnxslim_core._paths import landing, write_whole
 from onnxslim_core.errors import InternalError, RecipeError, SlimError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from onnxslim_core.rewrite import Progress
 
-__all__ = ["Seconds", "Shell", "check_targets", "group", "main", "verb", "write_text"]
+__all__ = ["Seconds", "Shell", "check_result", "check_targets", "group", "main", "verb", "write_text"]
 
 PROGRAM = "onnxslim-core"
 OK, SAID_NO, USAGE, BROKEN, OUR_BUG, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -198,36 +199,86 @@ def _silence_runtime() -> None:
 # ---------------------------------------------------------------------------------------------------- files
 
 
-def check_targets(*targets: str | Path | None, sources: Sequence[str | Path | None] = ()) -> None:
+def check_targets(
+    *targets: str | Path | None,
+    sources: Iterable[str | Path | None] = (),
+    models: Iterable[str] = (),
+    root: str | None = None,
+) -> None:
     """Refuse what cannot be written, before any long work.
 
     Args:
-        targets: Files that will be written; None is skipped.
-        sources: Files that are read, none of which may be overwritten.
+        targets: Files that will be written, a link for what it leads to; None is skipped.
+        sources: What is read, none of which may be overwritten: files, `FILE.py:FUNCTION` for the file, and a folder
+            for every sample in it.
+        models: Models that are read, each with the files that its weights are in.
+        root: Where these may lie beside the folder of the model.
 
     Raises:
         RecipeError: where a folder is missing or not writable, a target is no plain file, or is named twice.
     """
-    taken = {_identity(Path(source)): str(source) for source in sources if source is not None}
-    for target in targets:
-        if target is None:
-            continue
-        path = Path(target)
-        _check_name(path)
-        parent = path.parent
-        if not parent.is_dir():
-            raise RecipeError(f"no such folder: '{parent}', to write '{path.name}' into", "create it first")
-        if path.is_dir():
-            raise RecipeError(f"'{path}' is a folder", f"name a file in it, such as {path / 'out'}")
-        if path.exists() and not path.is_file():
-            raise RecipeError(f"'{path}' is not a plain file and would be replaced")
-        if (other := taken.get(_identity(path))) is not None:
+    paths = [landing(target) for target in targets if target is not None]
+    for path in paths:
+        _check_target(path)
+    read = [_file_of(source) for source in sources if source is not None]
+    if any(path.exists() for path in paths):  # else no weights can be overwritten, and no model needs a look
+        from onnxslim_core.model import files_of
+
+        read += [path for model in models for path in files_of(model, root)]
+    taken: dict[object, Path] = {_identity(path): path for path in read}
+    folders = [path for path in read if path.is_dir()]
+    for path in paths:
+        other = taken.get(_identity(path)) or next((each for each in folders if _is_sample(path, each)), None)
+        if other is not None:
             raise RecipeError(f"'{path}' would overwrite '{other}'", "give another name")
-        taken[_identity(path)] = str(target)
-        try:
-            tempfile.TemporaryFile(dir=parent).close()
-        except OSError as err:
-            raise RecipeError(f"cannot write into '{parent}': {err.strerror}") from err
+        taken[_identity(path)] = path
+
+
+def check_result(
+    output: str, *beside: str | None, sources: Iterable[str | Path | None], model: str, root: str | None
+) -> None:
+    """`check_targets` for a result, which may replace the model itself: that it does only when it is whole.
+
+    Args:
+        output: Where it goes, perhaps with `OUTPUT.data` beside it.
+        beside: What else is written.
+        sources: As for `check_targets`, but the model.
+        model: That it is made from.
+        root: As for `check_targets`.
+    """
+    made = (output, f"{landing(output)}.data")
+    check_targets(*made, *beside, sources=sources)
+    replaces = _identity(landing(output)) == _identity(Path(model))
+    check_targets(*(() if replaces else made), *beside, models=(model,), root=root)
+
+
+def _check_target(path: Path) -> None:
+    """Refuse one that cannot be written."""
+    _check_name(path)
+    if not path.parent.is_dir():
+        raise RecipeError(f"no such folder: '{path.parent}', to write '{path.name}' into", "create it first")
+    if path.is_dir():
+        raise RecipeError(f"'{path}' is a folder", f"name a file in it, such as {path / 'out'}")
+    if path.exists() and not path.is_file():
+        raise RecipeError(f"'{path}' is not a plain file and would be replaced")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as err:
+        raise RecipeError(f"cannot write into '{path.parent}': {err.strerror}") from err
+
+
+def _file_of(source: str | Path) -> Path:
+    """The file of `FILE.py:FUNCTION`; any other path as it is."""
+    file, code, _ = str(source).rpartition(".py:")
+    return Path(f"{file}.py") if code else Path(source)
+
+
+def _is_sample(path: Path, folder: Path) -> bool:
+    """Whether a file would be read as a sample of a folder."""
+    from onnxslim_core.calibration.folders import ARRAYS, IMAGES
+
+    read = path.suffix.lower() in ARRAYS | IMAGES and path.exists()
+    return read and path.resolve().is_relative_to(folder.resolve())
 
 
 def _check_name(path: Path) -> None:
@@ -260,17 +311,9 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a file whole or not at all.
 
     Raises:
-        RecipeError: if it cannot be written.
+        OutputError: if it cannot be written.
     """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # the name of a model may be any bytes
-        part.replace(path)
-    except OSError as err:
-        raise RecipeError(f"cannot write '{path}': {err.strerror}") from err
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, text.encode(errors="backslashreplace"))  # the name of a model may be any bytes
 
 
 # ---------------------------------------------------------------------------------------------------- the frame

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from onnxslim_core._files import open_regular
+from onnxslim_core._paths import open_regular
 from onnxslim_core._wellformed import quote
 from onnxslim_core.errors import ModelError
 

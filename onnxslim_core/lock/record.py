@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxslim_core import _files
+from onnxslim_core._paths import staged
 from onnxslim_core._wellformed import quote
 from onnxslim_core.errors import ModelError
 from onnxslim_core.lock.archive import Archive, write_archive
@@ -152,12 +153,20 @@ class Lock:
         """Write the lock, whole or not at all; the same lock gives the same bytes.
 
         Raises:
-            ModelError: if it cannot be written.
+            OutputError: if it cannot be written.
+        """
+        with self.staged(path):
+            pass
+
+    def staged(self, path: str | Path) -> AbstractContextManager[None]:
+        """`save` around the writing of the result: the lock is written first and takes its place last.
+
+        So a full disk leaves neither a result without its lock nor a lock without its result.
+
+        Raises:
+            OutputError: if it cannot be written.
         """
         text = json.dumps(plain(self.record), indent=1, allow_nan=False).encode() + b"\n"
         packed = {"lock.json": text, "graph.onnx": self.graph}
         stored = {_WEIGHTS + digest: data for digest, data in sorted(self.new.items())}
-        target = Path(path)
-        _files.replace_files(
-            target, lambda fresh: write_archive(fresh, packed, stored), None, data_name=f"{target.name}.data"
-        )
+        return staged(path, lambda fresh: write_archive(fresh, packed, stored))

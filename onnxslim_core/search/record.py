@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxslim_core._paths import write_whole
 from onnxslim_core.errors import RecipeError
 from onnxslim_core.report import Machine, plain
 from onnxslim_core.search.sensitivity import LossCurve, Point, Question
@@ -176,7 +176,8 @@ class Sensitivity:
             show: As in `print_console`.
 
         Raises:
-            RecipeError: if matplotlib is missing, or the file cannot be written.
+            RecipeError: if matplotlib is missing.
+            OutputError: if the file cannot be written.
         """
         path = Path(path)
         require_matplotlib(path)
@@ -208,14 +209,7 @@ class Sensitivity:
             right.set_xlabel(f"{_TITLES[show]}, the block gone")
         buffer = io.BytesIO()
         figure.savefig(buffer, format=path.suffix[1:].lower(), dpi=150)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            part.write_bytes(buffer.getvalue())
-            part.replace(path)
-        except OSError as err:
-            raise RecipeError(f"cannot write '{path}': {err.strerror}") from err
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(path, buffer.getvalue())
 
 
 _TITLES = {
