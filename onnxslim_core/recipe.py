@@ -295,6 +295,12 @@ class Recipe:
     budget: Budget | None = None
     name: str = "recipe.toml"
 
+    @property
+    def named_files(self) -> list[Path]:
+        """Files and folders that it reads, the code of its passes too; these as `FILE.py:FUNCTION`."""
+        names = (self.data.source, self.data.judging, *(step.name for step in self.steps if step.is_code))
+        return [(self.data.folder or Path()) / name for name in names if name]
+
     @classmethod
     def of(cls, given: object) -> Recipe:
         """What a caller gives as a recipe: one, the path of its file, or the name of a preset.

@@ -231,3 +231,73 @@ def test_what_may_not_be_read_is_not_called_broken_or_empty(
     monkeypatch.setattr(os, "scandir", closed)
     assert main(["compress", "a.onnx", "-o", "o.onnx", "--data", name]) == 3
     assert "Permission denied" in one_line(capsys)
+
+
+# ---------------------------------------------------------------------------------------------------- outputs over inputs
+
+
+@pytest.fixture
+def crowded(folder: Path) -> Path:
+    """A model with its weights in a file of their own, and everything else that a command may read."""
+    onnx.save(network(), "sub.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    np.savez("d.npz", x=np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32))
+    for name in ("images", "rest"):
+        Path(name).mkdir()
+        Path(name, "d.npz").write_bytes(Path("d.npz").read_bytes())
+    Path("F.py").write_text("import numpy as np\ndef ok(*_): return dict(np.load('d.npz'))\n")
+    Path("M.py").write_text("def ok(outputs, labels): return 0.5\n")
+    Path("mine.py").write_text("def ok(graph): return graph\n")
+    Path("link.bin").symlink_to("w.bin")
+    Path("r.toml").write_text(
+        '[data]\nsource = "d.npz"\njudging = "rest"\n[[pass]]\nname = "mine.py:ok"\n[[pass]]\nname = "normalize"\n'
+    )
+    return folder
+
+
+COMPRESS = ["compress", "sub.onnx", "--no-latency", "-o"]
+GATE = ["gate", "a.onnx", "sub.onnx", "--budget", "budget.toml"]
+OVERWRITING = [
+    [*COMPRESS, "w.bin"],
+    [*COMPRESS, "link.bin"],
+    [*COMPRESS, "o.onnx", "--report", "w.bin"],
+    [*COMPRESS, "o.onnx", "--lock", "w.bin"],
+    [*COMPRESS, "o.onnx", "--report", "o.onnx.data"],
+    [*COMPRESS, "o.onnx", "--lock", "o.onnx.data"],
+    [*COMPRESS, "sub.onnx", "--report", "w.bin"],
+    [*COMPRESS, "o.onnx", "--metric", "M.py:ok", "--report", "M.py"],
+    [*COMPRESS, "o.onnx", "--data", "F.py:ok", "--report", "F.py"],
+    [*COMPRESS, "images/d.npz", "--data", "images"],
+    [*COMPRESS, "d.npz", "--recipe", "r.toml"],
+    [*COMPRESS, "rest/d.npz", "--recipe", "r.toml"],
+    [*COMPRESS, "o.onnx", "--recipe", "r.toml", "--lock", "mine.py"],
+    [*COMPRESS, "o.onnx", "--recipe", "r.toml", "--report", "r.toml"],
+    ["compress", "sub.onnx", "-o", "w.onnx", "--preset", "balanced", "--pareto", "--report", "w.bin"],
+    ["apply", "l.lock", "sub.onnx", "-o", "w.bin"],
+    ["apply", "l.lock", "sub.onnx", "-o", "l.lock"],
+    [*GATE, "--junit", "w.bin"],
+    [*GATE, "--markdown", "M.py", "--metric", "M.py:ok"],
+    [*GATE, "--recipe", "r.toml", "--junit", "d.npz"],
+    ["sensitivity", "sub.onnx", "--data", "images", "--plot", "w.bin"],
+    ["sensitivity", "sub.onnx", "--data", "images", "--plot", "images/d.npz"],
+]
+
+
+@pytest.mark.parametrize("arguments", OVERWRITING, ids=" ".join)
+def test_no_output_overwrites_what_is_read(
+    crowded: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    Path("l.lock").write_text("a lock")
+    before = {path: path.read_bytes() for path in sorted(crowded.rglob("*")) if path.is_file()}
+    assert main(arguments) == 2
+    assert "would overwrite" in one_line(capsys)
+    assert {path: path.read_bytes() for path in sorted(crowded.rglob("*")) if path.is_file()} == before
+
+
+def test_a_result_may_replace_its_model_and_an_earlier_result(crowded: Path) -> None:
+    """With samples in the very folder, and what an earlier run left there."""
+    for _ in range(2):
+        assert main([*COMPRESS, "o.onnx", "--data", ".", "--quiet", "--report", "r.json"]) == 0
+        assert main([*COMPRESS, "images/o.onnx", "--data", "images", "--quiet"]) == 0
+    for _ in range(2):
+        assert main([*COMPRESS, "sub.onnx", "--data", "images", "--quiet"]) == 0
+    assert Path("sub.onnx.data").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxslim_core._paths import landing
 from onnxslim_core.cli.frame import OK, SAID_NO, Shell, check_targets, write_text
 from onnxslim_core.errors import RecipeError
 
@@ -40,10 +41,11 @@ def write_front(
     from onnxslim_core.front import numbered, pareto
     from onnxslim_core.report import json_text, plain
 
-    report, source = options.pop("report"), options.pop("data")
+    report, source, read = options.pop("report"), options.pop("data"), options.pop("sources")
     names = numbered(output, len(targets) + 1)
     beside = [f"{name}.lock" for name in names] if locks else []
-    check_targets(*names, *beside, report, sources=(model, source))
+    made = [*names, *(f"{landing(name)}.data" for name in names), *beside, report]
+    check_targets(*made, sources=read, models=(model,), root=options["external_data_root"])
     with shell.progress() as tell:
         front = pareto(
             model, recipe, targets, data=source, threads=shell.threads, seed=shell.seed, progress=tell, **options

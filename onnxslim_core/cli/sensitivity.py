@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from onnxslim_core.cli.frame import OK, Shell, check_targets, verb
-from onnxslim_core.cli.verbs import _chosen_recipe, _feeds, _parsed, _recipe_data, _root
+from onnxslim_core.cli.verbs import _chosen_recipe, _feeds, _named_files, _parsed, _recipe_data, _root
 from onnxslim_core.errors import RecipeError
 
 
@@ -49,10 +49,11 @@ def sensitivity(shell: Shell, model: str, plot: str | None, show: str | None, **
     round_to = int(options["round_to"]) if options["round_to"].isdecimal() else options["round_to"]
     if show == "metric" and options["metric"] is None:
         raise RecipeError("--show metric needs a metric", "give --metric FILE.py:FUNCTION")
-    check_targets(plot, sources=(model, options["data"], options["recipe"]))
     recipe = None
     if options["recipe"] is not None or options["settings"]:
         recipe = _chosen_recipe(options["recipe"], None, options["settings"])
+    sources = (*(options[name] for name in ("data", "recipe", "metric")), *_named_files(recipe))
+    check_targets(plot, sources=sources, models=(model,), root=options["external_data_root"])
     if plot is not None:
         from onnxslim_core.search.record import require_matplotlib
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from onnxslim_core.cli.frame import OK, SAID_NO, Seconds, Shell, check_targets, verb, write_text
+from onnxslim_core.cli.frame import OK, SAID_NO, Seconds, Shell, check_result, check_targets, verb, write_text
 from onnxslim_core.errors import MeasureError, RecipeError
 
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ def _parsed(shapes: Sequence[str], values: Sequence[str]) -> tuple[dict[str, tup
     from onnxslim_core.measure.inputs import parse_shape, parse_value
 
     return dict(map(parse_shape, shapes)), dict(map(parse_value, values))
+
+
+def _named_files(recipe: Recipe | None) -> list[Path]:
+    return [] if recipe is None else recipe.named_files
 
 
 def _load(path: str, root: str | None) -> Model:
@@ -163,20 +167,19 @@ def compress(shell: Shell, model: str, output: str, report: str | None, **option
 
     Without a recipe or preset only exact passes run: the answers stay the same.
     """
-    data = options["data"]
-    # the model itself may be the target: it is replaced only when the result is whole
+    data, root = options["data"], options["external_data_root"]
     if options["targets"] is not None and not options["pareto"]:
         raise RecipeError("--targets is for --pareto")
     lock = _lock_beside(output, options["lock"], options["no_lock"])
-    check_targets(output, report, lock, sources=(options["recipe"], options["budget"], data))
-    check_targets(report, lock, sources=(model,))
     recipe = _chosen_recipe(options["recipe"], options["preset"], options["settings"])
+    sources = (options["recipe"], options["budget"], options["metric"], data, *recipe.named_files)
+    check_result(output, report, lock, sources=sources, model=model, root=root)
     from onnxslim_core.recipe import load_budget
 
     shapes, values = _parsed(options["shapes"], options["values"])
     common: dict[str, Any] = {
         "data": data,
-        "budget": load_budget(options["budget"]) if options["budget"] else None,
+        "budget": load_budget(options["budget"]) if options["budget"] is not None else None,
         "shapes": shapes,
         "values": values,
         "metric": options["metric"],
@@ -190,7 +193,9 @@ def compress(shell: Shell, model: str, output: str, report: str | None, **option
         if options["lock"] is not None:
             raise RecipeError("--lock names one file, and --pareto writes several", "each gets its own beside it")
         targets = targets_of(options["targets"])
-        return write_front(shell, model, output, recipe, targets, lock is not None, report=report, **common)
+        return write_front(
+            shell, model, output, recipe, targets, lock is not None, report=report, sources=sources, **common
+        )
     from onnxslim_core.pipeline import compress_file
 
     with shell.progress() as tell:
@@ -233,7 +238,7 @@ def apply(shell: Shell, lock: str, model: str, output: str, external_data_root: 
 
     Takes the model that was compressed then, and neither samples nor time: the same bytes come out, or an error.
     """
-    check_targets(output, sources=(lock,))  # as with compress, the model may be replaced by the result
+    check_result(output, sources=(lock,), model=model, root=external_data_root)
     from onnxslim_core.lock import apply as replay
 
     applied = replay(lock, model, external_data_root=external_data_root)
@@ -357,13 +362,14 @@ def gate(shell: Shell, reference: str, candidate: str, budget: str, **options: A
 
     Exit code 0 if the candidate keeps to the budget, 1 if it does not or if that stays open.
     """
-    sources = (reference, candidate, budget, options["data"], options["recipe"])
-    check_targets(options["junit"], options["markdown"], sources=sources)
     from onnxslim_core.recipe import Recipe, load_budget
     from onnxslim_core.verdict import gate as judge
 
+    recipe = Recipe.load(options["recipe"]) if options["recipe"] is not None else None
+    sources = (budget, *(options[name] for name in ("data", "recipe", "metric")), *_named_files(recipe))
+    models, root = (reference, candidate), options["external_data_root"]
+    check_targets(options["junit"], options["markdown"], sources=sources, models=models, root=root)
     limits = load_budget(budget)
-    recipe = Recipe.load(options["recipe"]) if options["recipe"] else None
     shapes, values = _parsed(options["shapes"], options["values"])
     with shell.progress() as tell:
         verdict = judge(
