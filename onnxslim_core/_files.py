@@ -308,9 +308,10 @@ def write_pieces(found: list[bytes | memoryview], path: Path) -> None:
 
 
 def write_external(model: ir.Model, path: Path) -> None:
-    """Write a model file, and `NAME.data` beside it with the weights; nothing of this is atomic."""
+    """Write a model file, and `NAME.data` beside it with the weights, if any is large; nothing of this is atomic."""
     location = path.name + ".data"
-    with path.with_name(location).open("xb") as data:
+    beside = path.with_name(location)
+    with beside.open("xb") as data:
         places: dict[int, tuple[int, int, ir.TensorProtocol]] = {}
 
         def put(tensor: ir.TensorProtocol, name: str, proto: onnx.TensorProto) -> None:
@@ -330,6 +331,8 @@ def write_external(model: ir.Model, path: Path) -> None:
                 proto.external_data.add(key=key, value=str(value))
 
         found = _pieces(model, put)
+    if not places:  # a file that no model names is in the way of the next run
+        beside.unlink()
     write_pieces(found, path)
 
 
