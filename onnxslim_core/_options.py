@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from onnxslim_core._paths import open_regular, reason
 from onnxslim_core.errors import RecipeError
 
 __all__ = [
@@ -31,6 +32,10 @@ __all__ = [
     "take",
     "type_words",
 ]
+
+
+_LARGEST = 2**20
+"""Bytes of a file that people write."""
 
 
 class Errors:
@@ -183,10 +188,16 @@ def take(
 
 def read_text(path: Path, kind: type[RecipeError]) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with open_regular(path) as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise kind(f"cannot read '{path}': it has more than {_LARGEST >> 20} MB, which no recipe or budget has")
+        return data.decode("utf-8-sig")
     except FileNotFoundError as err:
         raise kind(f"no such file: '{path}'") from err
-    except (OSError, ValueError) as err:  # bytes that are no text, a name that holds a null character
+    except OSError as err:
+        raise kind(f"cannot read '{path}': {reason(err)}") from err
+    except ValueError as err:  # no UTF-8, or a path with a null character
         raise kind(f"cannot read '{path}': {err}") from err
 
 
