@@ -66,9 +66,11 @@ def call_source(named: str, folder: Path) -> Any:
         folder: Where relative paths start.
 
     Raises:
-        DataError: if there is no such function, or it fails, now or while it gives samples.
+        DataError: if there is no such function, or it gives nothing or fails, now or while it gives samples.
     """
     found = guarded(load_function(named, folder), f"'{named}'")()
+    if found is None:  # which would stand for "no data was given"
+        raise DataError(f"'{named}' returns None, not samples", "return arrays by input name, or samples one by one")
     if isinstance(found, Iterable) and not isinstance(found, str | Path | Mapping | Sequence):
         return _watched(found, f"'{named}'")
     return found

@@ -165,6 +165,8 @@ def open_source(
     """
     if isinstance(data, Source):
         return data
+    if data == "":  # as a path that is the current folder
+        raise DataError("data is an empty text, not a path", "leave it out for random inputs")
     if callable(data) and not isinstance(data, Iterable):
         return open_source(data(), model, spec, limit=limit, seed=seed, shapes=shapes, values=values)
     inputs = model if isinstance(model, Sequence) else input_specs(model)

@@ -155,6 +155,7 @@ def gate(
 
     Raises:
         BudgetError: if the budget is wrong or judges nothing.
+        RecipeError: if an option is wrong.
         ModelError: if a model is missing or broken.
         DataError: if the data is missing, broken or empty.
         MeasureError: if a model does not run.
@@ -166,6 +167,8 @@ def gate(
     limits = load_budget(budget)
     how = None if recipe is None else Recipe.of(recipe)
     check_judges(limits)
+    if labels is not None and data is None and (how is None or how.data.source is None):
+        raise RecipeError(f"labels '{labels}' are an array of the data, and no data is given", "give --data")
     scorer = load_metric(metric)
     tell("load", 0, 0)
     root = None if external_data_root is None else Path(external_data_root)
