@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -16,8 +17,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnxslim_core import _files
+from onnxslim_core import _files, _interrupts, compress
 from onnxslim_core.cli import main
+from onnxslim_core.errors import DataError
 
 
 def network(weight: float = 1.0) -> onnx.ModelProto:
@@ -301,3 +303,134 @@ def test_a_result_may_replace_its_model_and_an_earlier_result(crowded: Path) -> 
     for _ in range(2):
         assert main([*COMPRESS, "sub.onnx", "--data", "images", "--quiet"]) == 0
     assert not list(crowded.glob("*.data")), "no weight is large enough, and an empty file would be in the way"
+
+
+# ---------------------------------------------------------------------------------------------------- options that say nothing
+
+
+@pytest.mark.parametrize(
+    ("option", "arguments"),
+    [
+        ("--budget", ["compress", "a.onnx", "-o", "o.onnx", "--budget", ""]),
+        ("--output", ["compress", "a.onnx", "-o", ""]),
+        ("--set", ["compress", "a.onnx", "-o", "o.onnx", "--set", "normalize.x=1", "--set", ""]),
+        ("--recipe", [*GATE, "--recipe", ""]),
+        ("--data", ["compare", "a.onnx", "a.onnx", "--data", ""]),
+        ("MODEL", ["inspect", ""]),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_an_option_that_says_nothing_is_a_slip(
+    capsys: pytest.CaptureFixture[str], option: str, arguments: list[str]
+) -> None:
+    """As when a shell puts in a variable that it does not know."""
+    assert main(arguments) == 2
+    said = one_line(capsys)
+    assert option in said
+    assert said.endswith("is empty")
+    assert not Path("o.onnx").exists()
+
+
+@pytest.mark.usefixtures("folder")
+def test_data_that_is_nothing_is_not_random_data(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DataError, match="empty text"):
+        compress("a.onnx", data="")
+    Path("F.py").write_text("def none(): return None\n")
+    assert main(["compare", "a.onnx", "a.onnx", "--data", "F.py:none"]) == 3
+    assert "returns None" in one_line(capsys)
+    assert main([*GATE[:1], "a.onnx", *GATE[1:2], *GATE[3:], "--labels", "y"]) == 2
+    assert "no data is given" in one_line(capsys)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files there")
+@pytest.mark.parametrize("option", ["--recipe", "--budget"])
+@pytest.mark.parametrize("kind", ["/dev/zero", "pipe", "large", "."])
+@pytest.mark.usefixtures("folder")
+def test_recipes_and_budgets_are_small_plain_files(capsys: pytest.CaptureFixture[str], option: str, kind: str) -> None:
+    os.mkfifo("pipe")
+    Path("large").write_text("#" * 2**21)
+    assert main(["compress", "a.onnx", "-o", "o.onnx", option, kind]) == 2
+    assert f"cannot read '{kind}'" in one_line(capsys)
+
+
+# ---------------------------------------------------------------------------------------------------- streams and signals
+
+
+@pytest.mark.usefixtures("folder")
+def test_json_is_alone_on_stdout_whatever_a_users_code_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez("d.npz", x=np.ones((4, 4), np.float32), y=np.ones(4))
+    Path("F.py").write_text(
+        "import numpy as np\n"
+        "def data():\n    print('NOISE'); return dict(np.load('d.npz'))\n"
+        "def metric(outputs, labels):\n    print('NOISE'); return 0.5\n"
+        "def step(graph):\n    print('NOISE'); return graph\n"
+    )
+    Path("r.toml").write_text('[[pass]]\nname = "F.py:step"\n')
+    run = ["compress", "a.onnx", "-o", "o.onnx", "--no-latency", "--json", "--recipe", "r.toml", "--allow-code"]
+    assert main([*run, "--data", "F.py:data", "--metric", "F.py:metric", "--set", "data.labels=y"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["schema"] == 1
+    assert said.err.count("NOISE") >= 3
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["compress", "--help"], ["--version"], ["passes"]])
+def test_a_reader_that_left_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    """Of `onnxslim-core --help | true`; click then leaves by itself, of which versions say more or less."""
+    into = os.pipe()
+    os.close(into[0])
+    with contextlib.suppress(OSError), os.fdopen(into[1], "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main(arguments) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_wrong_usage_has_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help", "--traceback"]) == 2
+    assert "No such option" in one_line(capsys)
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_interrupt_that_a_library_forgot_is_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numpy's error says neither that there was one nor what it was raised from."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise ImportError("importing the numpy C-extensions failed")
+
+    monkeypatch.setattr("onnxslim_core.model.load", interrupted)
+    monkeypatch.setattr(_interrupts, "_seen", [])
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _interrupts.watch()
+        assert main(["inspect", "a.onnx"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert one_line(capsys) == "onnxslim-core: interrupted"
+
+
+@pytest.mark.parametrize("coloured", [False, True])
+@pytest.mark.usefixtures("folder")
+def test_names_do_not_drive_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], coloured: bool
+) -> None:
+    """Neither what is printed nor an error; the colours of our own tables stay."""
+    monkeypatch.setenv("FORCE_COLOR" if coloured else "NO_COLOR", "1")
+    evil = "\x1b[31mx\x07\x9b2J"
+    model = network()
+    for place in (model.graph.input[0], model.graph.node[0]):
+        place.name = evil
+    model.graph.node[0].input[0] = evil
+    onnx.save(model, "evil.onnx")
+    for arguments in (["inspect", "evil.onnx", "--explain"], ["compare", "evil.onnx", "a.onnx"]):
+        main(arguments)
+        said = capsys.readouterr()
+        assert "\\x1b[31mx" in said.out + said.err
+        assert "\x1b[31mx" not in said.out + said.err
+        assert not {"\x07", "\x9b"} & set(said.out + said.err)
+        assert ("\x1b[1m" in said.out) == (coloured and bool(said.out))

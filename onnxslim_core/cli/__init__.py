@@ -2,7 +2,8 @@
 
     frame    what all verbs share: options, errors and exit codes, output, progress
     verbs    one function per verb
-    views    tables for the console
+    views    tables
+    console  where they are printed
 
 Importing this loads click and nothing heavy; a verb imports what it needs when it runs.
 """

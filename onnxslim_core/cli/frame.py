@@ -10,19 +10,20 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from onnxslim_core import __version__
+from onnxslim_core import __version__, _interrupts
 from onnxslim_core._paths import landing, write_whole
 from onnxslim_core.errors import InternalError, RecipeError, SlimError
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from onnxslim_core.rewrite import Progress
 
-__all__ = ["Seconds", "Shell", "check_result", "check_targets", "group", "main", "verb", "write_text"]
+__all__ = ["Seconds", "Shell", "check_result", "check_targets", "group", "main", "verb", "visible", "write_text"]
 
 PROGRAM = "onnxslim-core"
 OK, SAID_NO, USAGE, BROKEN, OUR_BUG, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -47,19 +48,23 @@ class Shell:
         threads: For onnxruntime, within one operator.
         seed: Of everything that is drawn; None where the user gave none.
         quiet: Nothing but errors, and the JSON.
+        stdout: Of the process; while JSON is made, `sys.stdout` is for what a user's code prints.
     """
 
     as_json: bool
     threads: int
     seed: int | None
     quiet: bool
+    stdout: TextIO
 
     def show(self, draw: Callable[[Console], None]) -> None:
         """Print a result for people: on stdout, or on stderr beside JSON."""
         if self.quiet:
             return
-        stream = sys.stderr if self.as_json else sys.stdout
-        console = _console(stream)
+        from onnxslim_core.cli.console import open_console
+
+        stream = sys.stderr if self.as_json else self.stdout
+        console = open_console(stream)
         with console.capture() as captured:
             draw(console)
         _write(stream, captured.get())
@@ -67,14 +72,14 @@ class Shell:
     def say(self, text: str) -> None:
         """Print one line on stderr."""
         if not self.quiet:
-            _write(sys.stderr, f"{text}\n")
+            _write(sys.stderr, f"{visible(text)}\n")
 
     def emit(self, document: object) -> None:
         """Print a JSON document on stdout, if it was asked for."""
         if self.as_json:
             from onnxslim_core.report import json_text, plain
 
-            _write(sys.stdout, json_text(plain(document)) + "\n")
+            _write(self.stdout, json_text(plain(document)) + "\n")
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
@@ -85,12 +90,14 @@ class Shell:
         from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
 
+        from onnxslim_core.cli.console import open_console
+
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-        with Bar(*columns, console=_console(sys.stderr), transient=True) as bar:
+        with Bar(*columns, console=open_console(sys.stderr), transient=True) as bar:
             task = bar.add_task("", total=None)
 
             def tell(step: str, done: int, total: int) -> None:
-                bar.update(task, description=step, completed=done, total=total or None)
+                bar.update(task, description=visible(step), completed=done, total=total or None)
 
             yield tell
 
@@ -99,12 +106,13 @@ def _silent(step: str, done: int, total: int) -> None:
     return None
 
 
-def _console(stream: TextIO) -> Console:
-    from rich.console import Console
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What moves a terminal's cursor, colours or clears it, but for tabs and ends of lines."""
 
-    # a log file is no terminal of 80 columns; COLUMNS still decides where it is set
-    wide = not stream.isatty() and "COLUMNS" not in os.environ
-    return Console(file=stream, width=120 if wide else None, soft_wrap=False)
+
+def visible(text: str) -> str:
+    """Text that may hold names out of a model, with what a terminal would obey escaped."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _write(stream: TextIO, text: str) -> None:
@@ -180,13 +188,26 @@ def verb(function: Callable[..., int]) -> click.Command:
     @functools.wraps(function)
     def run(as_json: bool, threads: int, seed: int | None, quiet: bool, traceback: bool, **options: Any) -> int:
         del traceback  # read by `main`, which also sees errors of the command line itself
+        _check_said(options)
         _silence_runtime()
-        return function(Shell(as_json, threads, seed, quiet), **options)
+        shell = Shell(as_json, threads, seed, quiet, sys.stdout)
+        # beside JSON, what metrics, passes and functions of samples print is for people
+        with redirect_stdout(sys.stderr if as_json else sys.stdout):
+            return function(shell, **options)
 
     decorated: Callable[..., int] = run
     for option in reversed(_COMMON):
         decorated = option(decorated)
     return group.command(name=function.__name__.rstrip("_"))(decorated)
+
+
+def _check_said(options: Mapping[str, Any]) -> None:
+    """Refuse an option that is given and says nothing, as a variable does in a shell that does not know it."""
+    context = click.get_current_context()
+    for param in context.command.params:
+        value = options.get(str(param.name))
+        if "" in (value if isinstance(value, tuple) else (value,)):
+            raise click.UsageError(f"{param.get_error_hint(context)} is empty", context)
 
 
 def _silence_runtime() -> None:
@@ -225,13 +246,13 @@ def check_targets(
         from onnxslim_core.model import files_of
 
         read += [path for model in models for path in files_of(model, root)]
-    taken: dict[object, Path] = {_identity(path): path for path in read}
+    taken = {_identity(path): f"'{path}', which is read" for path in read}
     folders = [path for path in read if path.is_dir()]
     for path in paths:
-        other = taken.get(_identity(path)) or next((each for each in folders if _is_sample(path, each)), None)
-        if other is not None:
-            raise RecipeError(f"'{path}' would overwrite '{other}'", "give another name")
-        taken[_identity(path)] = path
+        inside = (f"a sample in '{folder}'" for folder in folders if _is_sample(path, folder))
+        if (other := taken.get(_identity(path)) or next(inside, None)) is not None:
+            raise RecipeError(f"'{path}' would overwrite {other}", "give another name")
+        taken[_identity(path)] = f"'{path}', which is written too"
 
 
 def check_result(
@@ -350,14 +371,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fail(err: BaseException, arguments: Sequence[str]) -> int:
     """Print what went wrong, in one line and a hint; return the exit code."""
-    if isinstance(err, SystemExit) and isinstance(err.__context__, OSError) and err.__context__.errno == errno.EPIPE:
-        return OK  # click leaves this way when nobody reads the help any more
-    if "--traceback" in arguments:
-        _write(sys.stderr, "".join(traceback.format_exception(err)))
+    if _nobody_reads(err):
+        return OK
+    # where a wrong option comes from is the command line, which its message shows
+    if "--traceback" in arguments and not isinstance(err, click.UsageError):
+        _write(sys.stderr, visible("".join(traceback.format_exception(err))))
     message, hint, code = _explain(err)
     lines = [f"{PROGRAM}: {message}", *(f"  hint: {line}" for line in (hint or "").splitlines() if line.strip())]
     with suppress(OSError):
-        _write(sys.stderr, "\n".join(lines) + "\n")
+        _write(sys.stderr, visible("\n".join(lines)) + "\n")
     if "--json" in arguments:
         import json
 
@@ -367,12 +389,19 @@ def _fail(err: BaseException, arguments: Sequence[str]) -> int:
     return code
 
 
+def _nobody_reads(err: BaseException) -> bool:
+    """True where the reader of the help has gone, as in `| head`: only then does click itself leave the process."""
+    return isinstance(err, SystemExit) and traceback.extract_tb(err.__traceback__)[-1].filename == click.core.__file__
+
+
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 """A disk, or what the output is led to, takes no more."""
 
 
 def _interrupted(err: BaseException) -> bool:
     """True where an interrupt is behind it: one that comes while a library loads leaves that library's own error."""
+    if _interrupts.came():
+        return True
     seen: set[int] = set()
     step: BaseException | None = err
     while step is not None and id(step) not in seen:
@@ -385,10 +414,11 @@ def _interrupted(err: BaseException) -> bool:
 
 def _explain(err: BaseException) -> tuple[str, str | None, int]:
     """(message, hint, exit code) of whatever ended a verb."""
+    if isinstance(err, KeyboardInterrupt | click.Abort) or _interrupted(err):
+        notes = getattr(err.__cause__ or err, "__notes__", ())  # click raises an error of its own from it
+        return "interrupted", "\n".join(notes) or None, INTERRUPTED
     if isinstance(err, SlimError):
         return str(err), err.hint, err.exit_code
-    if isinstance(err, KeyboardInterrupt | click.Abort) or _interrupted(err):
-        return "interrupted", None, INTERRUPTED
     if isinstance(err, click.ClickException):
         context = getattr(err, "ctx", None)
         path = context.command_path if context is not None else PROGRAM
