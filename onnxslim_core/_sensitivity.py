@@ -130,7 +130,12 @@ def sensitivity(
     head, known = memory.get("head"), _known(memory)
     from_cache = len(known)
     if head is None or len(known) < len(head["units"]):
-        head = _examine(loaded, feeds, question, scorer, memory, known, threads, tell)
+        try:
+            head = _examine(loaded, feeds, question, scorer, memory, known, threads, tell)
+        except KeyboardInterrupt as err:
+            if memory.keeps:
+                err.add_note("the curves found so far are kept; the same command goes on from there")
+            raise
     return Sensitivity(
         model=loaded.source.name if loaded.source is not None else "a model in memory",
         question=question,

@@ -537,6 +537,24 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("cache", ["off", "file", "folder"])
+def test_an_interrupt_promises_what_is_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache: str
+) -> None:
+    (folder / "file").write_text("a file, where a folder should be")
+    monkeypatch.setenv("ONNXSLIM_CORE_CACHE", cache if cache == "off" else str(folder / cache))
+    put = Memory.put
+
+    def interrupted(memory: Memory, name: str, found: Any) -> None:
+        put(memory, name, found)
+        if name == "1":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Memory, "put", interrupted)
+    assert main(["sensitivity", "net.onnx", "--data", "d.npz", "--ratios", "0.5"]) == 130
+    assert ("are kept" in capsys.readouterr().err) == (cache == "folder")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c_keeps_what_is_done(folder: Path, own_cache: Path) -> None:
     (folder / "slow.py").write_text("import time\ndef score(outputs, labels):\n    time.sleep(0.3)\n    return 1.0\n")
@@ -552,8 +570,8 @@ def test_ctrl_c_keeps_what_is_done(folder: Path, own_cache: Path) -> None:
     assert child.returncode == 130, err
     assert out == ""
     assert [line for line in err.splitlines() if line] == [
-        "the curves found so far are kept; the same command goes on from there",
         "onnxslim-core: interrupted",
+        "  hint: the curves found so far are kept; the same command goes on from there",
     ]
     done = subprocess.run([*command, "--json", "-q"], text=True, capture_output=True, env=environment, check=True)
     assert 1 <= json.loads(done.stdout)["from_cache"] < 6

@@ -59,7 +59,6 @@ def sensitivity(shell: Shell, model: str, plot: str | None, show: str | None, **
 
         require_matplotlib(plot)
     from onnxslim_core._sensitivity import sensitivity as examine
-    from onnxslim_core.measure.pieces import cache_folder
 
     shapes, values = _parsed(options["shapes"], options["values"])
     asked: dict[str, Any] = {
@@ -68,23 +67,18 @@ def sensitivity(shell: Shell, model: str, plot: str | None, show: str | None, **
         **({"ratios": ratios} if ratios else {}),
     }
     names = ("data", "criterion", "repair", "only", "probes", "metric", "labels", "external_data_root")
-    try:
-        with shell.progress() as tell:
-            found = examine(
-                model,
-                recipe=recipe,
-                shapes=shapes,
-                values=values,
-                threads=shell.threads,
-                seed=shell.seed,
-                progress=tell,
-                **{name: options[name] for name in names},
-                **asked,
-            )
-    except KeyboardInterrupt:
-        if cache_folder() is not None:
-            shell.say("the curves found so far are kept; the same command goes on from there")
-        raise
+    with shell.progress() as tell:
+        found = examine(
+            model,
+            recipe=recipe,
+            shapes=shapes,
+            values=values,
+            threads=shell.threads,
+            seed=shell.seed,
+            progress=tell,
+            **{name: options[name] for name in names},
+            **asked,
+        )
     if plot is not None:
         found.save_plot(plot, show or "")
     shell.emit(found.document())

@@ -6,7 +6,6 @@ checksum of its own; what is torn, foreign or damaged is not read, and is found 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -43,6 +42,11 @@ class Memory:
         """What is known under a name."""
         return self._known.get(name)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether what was found so far will be there for the next who asks."""
+        return self._path is not None and bool(self._known)
+
     def put(self, name: str, found: Mapping[str, Any]) -> None:
         """Keep a result, beside what other processes keep meanwhile; a folder that cannot be written keeps nothing."""
         self._known[name] = found
@@ -57,9 +61,13 @@ class Memory:
         except OSError:
             self._path = None
             return
-        with contextlib.suppress(OSError):
-            os.write(handle, data)
-        os.close(handle)
+        try:
+            if os.write(handle, data) < len(data):
+                self._path = None
+        except OSError:
+            self._path = None
+        finally:
+            os.close(handle)
 
     def _read(self, line: str) -> tuple[str, Mapping[str, Any]] | None:
         checksum, _, body = line.partition(" ")
