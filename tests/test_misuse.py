@@ -434,3 +434,15 @@ def test_names_do_not_drive_the_terminal(
         assert "\x1b[31mx" not in said.out + said.err
         assert not {"\x07", "\x9b"} & set(said.out + said.err)
         assert ("\x1b[1m" in said.out) == (coloured and bool(said.out))
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_lock_that_is_not_of_the_result_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["compress", "a.onnx", "-o", "o.onnx", "--no-latency"]
+    for options, told in (([], False), (["--no-lock"], True), (["--lock", "l.lock"], True), ([], False)):
+        assert main([*run, *options]) == 0
+        assert ("o.onnx.lock: left by an earlier run" in capsys.readouterr().err) == told
+    assert main(["apply", "l.lock", "a.onnx", "-o", "o.onnx"]) == 0
+    assert "left by an earlier run" in capsys.readouterr().err
+    assert main(["apply", "./o.onnx.lock", "a.onnx", "-o", "o.onnx"]) == 0
+    assert "left by an earlier run" not in capsys.readouterr().err

@@ -194,12 +194,15 @@ def test_the_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypat
     np.savez("d.npz", image=images()["image"])
     call = ["compress", str(DIGITS), "-o", "o.onnx", "--recipe", "r.toml", "--data", "d.npz"]
     call += ["--pareto", "--no-latency"]
+    (tmp_path / "o-3.onnx").write_text("of an earlier front")
     assert main([*call, "--targets", "0.5", "--json", "--report", "f.json"]) == 0
-    document = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert "o-3.onnx: left by an earlier run" in said.err
     assert document == json.loads((tmp_path / "f.json").read_text())
     assert [row["file"] for row in document["pareto"]] == ["o-1.onnx", "o-2.onnx"]
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("r.toml", "d.npz", "f.json", "o-1.onnx", "o-1.onnx.lock", "o-2.onnx", "o-2.onnx.lock"),
+        *("r.toml", "d.npz", "f.json", "o-1.onnx", "o-1.onnx.lock", "o-2.onnx", "o-2.onnx.lock", "o-3.onnx"),
     }
     budget = tmp_path / "b.toml"
     budget.write_text("[budget]\nmax_size_ratio = 0.001\n")

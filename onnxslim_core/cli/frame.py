@@ -74,6 +74,11 @@ class Shell:
         if not self.quiet:
             _write(sys.stderr, f"{visible(text)}\n")
 
+    def tell_stale(self, *paths: str | Path) -> None:
+        """Name what an earlier run left beside a result and is not of it; whose that is only the user knows."""
+        if left := [Path(path).name for path in paths if Path(path).exists()]:
+            self.say(f"{', '.join(left)}: left by an earlier run, not of this result")
+
     def emit(self, document: object) -> None:
         """Print a JSON document on stdout, if it was asked for."""
         if self.as_json:

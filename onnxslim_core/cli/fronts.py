@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +61,16 @@ def write_front(
     if not front.passed:
         shell.say(f"nothing was written: no target makes a {Path(output).name} that meets the budget")
         return SAID_NO
+    shell.tell_stale(*_left_over(front, output), *([] if locks else (f"{name}.lock" for name in front.paths(output))))
     return OK
+
+
+def _left_over(front: Front, output: str) -> Iterator[Path]:
+    """Members of an earlier front that was longer: their numbers follow on those of this one."""
+    from onnxslim_core.pareto import numbered
+
+    following = (numbered(output, number)[-1] for number in itertools.count(len(front.best) + 1))
+    return itertools.takewhile(Path.exists, following)
 
 
 def _print(console: Console, front: Front, output: str) -> None:

@@ -209,6 +209,7 @@ def compress(shell: Shell, model: str, output: str, report: str | None, **option
     if not result.passed:
         shell.say(f"nothing was written: {Path(output).name} would not meet the budget")
         return SAID_NO
+    _tell_stale_lock(shell, output, lock)
     return OK
 
 
@@ -217,6 +218,13 @@ def _lock_beside(output: str, lock: str | None, none: bool) -> str | None:
     if none and lock is not None:
         raise RecipeError("--lock and --no-lock exclude each other")
     return None if none else lock if lock is not None else f"{output}.lock"
+
+
+def _tell_stale_lock(shell: Shell, output: str, lock: str | None) -> None:
+    """Say so where the lock that lies beside a result is not the result's."""
+    beside = Path(f"{output}.lock")
+    if lock is None or beside.resolve() != Path(lock).resolve():
+        shell.tell_stale(beside)
 
 
 def _chosen_recipe(path: str | None, preset: str | None, settings: Sequence[str]) -> Recipe:
@@ -259,6 +267,7 @@ def apply(shell: Shell, lock: str, model: str, output: str, external_data_root: 
     for note in applied.notes:
         shell.say(note)
     shell.say(f"{Path(output).name} is bit for bit the result that was locked; it {checked}")
+    _tell_stale_lock(shell, output, lock)
     return OK
 
 
