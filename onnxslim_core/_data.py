@@ -57,6 +57,9 @@ def read_data(table: object, errors: Errors) -> DataSpec:
     found: dict[str, Any] = {}
     for key, hint in _DATA_KEYS.items():
         take(table, key, hint, "data", errors, found)
+    for key, value in found.items():
+        if value == "":
+            errors.add("data", f"'{key}' is empty")
     for key in _HOW_MANY:
         if found.get(key, 1) < 1:
             errors.add("data", f"'{key}' is {found[key]}, allowed is 1 and above")

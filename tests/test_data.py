@@ -140,6 +140,7 @@ def test_a_range_is_the_scale_mean_and_std_it_stands_for() -> None:
         ("[data]\ncrop = 3", "unknown key 'crop'; did you mean 'crops'?"),
         ("[data]\ncrops = 0", "'crops' is 0, allowed is 1 and above"),
         ("[data]\ncrops = 4\nsamples = 4", "'samples' and 'crops' exclude each other"),
+        ('[data]\nsource = ""', "'source' is empty"),
         ("[data]\nheld_out = 1.0", "'held_out' is 1, a share between 0 and 1"),
         ("[data]\nflips = 1", "'flips' is 1, not true or false"),
         ("[data.inputs.x]\nresize = 'strech'", "unknown resize 'strech'; did you mean 'stretch'?"),
