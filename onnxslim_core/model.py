@@ -213,7 +213,10 @@ def files_of(path: str | Path, external_data_root: str | Path | None = None) -> 
     """
     path = Path(path)
     try:
-        proto = _parse(_files.read_bytes(path, DEFAULT_LIMITS), "the model")
+        data = _files.read_bytes(path, DEFAULT_LIMITS)
+        if b"location" not in data:  # the key of what is elsewhere
+            return [path]
+        proto = _parse(data, "the model")
     except ModelError:  # to be told by `load`
         return [path]
     folders = [path.parent, *([] if external_data_root is None else [Path(external_data_root)])]
