@@ -90,7 +90,8 @@ class Front:
             locks: Write the lock of each beside it.
 
         Raises:
-            ModelError: if a file cannot be written or does not answer as it should.
+            ModelError: if a model cannot be written or does not answer as it should.
+            OutputError: if a lock cannot be written.
         """
         paths = self.paths(path)
         for point, target in zip(self.best, paths, strict=True):

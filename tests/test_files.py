@@ -150,7 +150,7 @@ def test_weights_of_their_own_go_through_no_link_to_another_folder(tmp_path: Pat
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such files there")
-@pytest.mark.parametrize("kind", ["device", "pipe", "loop"])
+@pytest.mark.parametrize("kind", ["device", "pipe", "loop", "stream"])
 def test_an_output_that_is_no_plain_file_is_refused(
     tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,12 +158,18 @@ def test_an_output_that_is_no_plain_file_is_refused(
     target = tmp_path / "link"
     if kind == "pipe":
         os.mkfifo(tmp_path / "pipe")
-    target.symlink_to({"device": os.devnull, "pipe": "pipe", "loop": "link"}[kind])
+    reader, writer = os.pipe()
+    leads = {"device": os.devnull, "pipe": "pipe", "loop": "link", "stream": f"/proc/self/fd/{writer}"}
+    if kind == "stream" and not Path(leads[kind]).exists():
+        pytest.skip("the system shows no streams as files")
+    target.symlink_to(leads[kind])
     assert compressed(tmp_path / "m.onnx", target) == 2
     assert compressed(tmp_path / "m.onnx", tmp_path / "o.onnx", "--report", str(target)) == 2
     assert len([line for line in capsys.readouterr().err.splitlines() if "hint" not in line]) == 2
     assert target.is_symlink()
     assert not (tmp_path / "o.onnx").exists()
+    os.close(reader)
+    os.close(writer)
 
 
 @pytest.mark.parametrize("fails", ["o.onnx", "o.onnx.lock"])

@@ -2,7 +2,8 @@
 
 Results go to stdout, everything else to stderr; with `--json` stdout holds one JSON document and nothing else, also
 when the verb fails. Exit codes: 0 done or gate passed, 1 a gate or budget said no, 2 usage, recipe or budget file,
-3 a model or data that is missing, broken, unsupported or cannot run, 4 our own bug, 130 interrupted.
+3 a model or data that is missing, broken, unsupported or cannot run, or no room for the result, 4 our own bug,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import click
 
 from onnxslim_core import __version__, _interrupts
 from onnxslim_core._paths import landing, write_whole
-from onnxslim_core.errors import InternalError, RecipeError, SlimError
+from onnxslim_core.errors import InternalError, OutputError, RecipeError, SlimError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -140,7 +141,8 @@ def group(context: click.Context, version: bool) -> int | None:
 
     \b
     Exit codes: 0 done, gate passed; 1 a gate or budget said no; 2 usage, recipe or budget file;
-    3 a model or data that is missing, broken, unsupported or cannot run; 4 our own bug; 130 interrupted.
+    3 a model or data that is missing, broken, unsupported or cannot run, or no room for the result;
+    4 our own bug; 130 interrupted.
     """  # noqa: D301  (click's mark for a paragraph that is not to be wrapped is a real backspace)
     if version:
         click.echo(_versions())
@@ -243,9 +245,10 @@ def check_targets(
     Raises:
         RecipeError: where a folder is missing or not writable, a target is no plain file, or is named twice.
     """
-    paths = [landing(target) for target in targets if target is not None]
-    for path in paths:
-        _check_target(path)
+    named = [Path(target) for target in targets if target is not None]
+    for target in named:
+        _check_target(target)
+    paths = list(map(landing, named))
     read = [_file_of(source) for source in sources if source is not None]
     if any(path.exists() for path in paths):  # else no weights can be overwritten, and no model needs a look
         from onnxslim_core.model import files_of
@@ -278,19 +281,21 @@ def check_result(
     check_targets(*(() if replaces else made), *beside, models=(model,), root=root)
 
 
-def _check_target(path: Path) -> None:
+def _check_target(target: Path) -> None:
     """Refuse one that cannot be written."""
-    _check_name(path)
+    _check_name(target)
+    path = landing(target)
     if not path.parent.is_dir():
         raise RecipeError(f"no such folder: '{path.parent}', to write '{path.name}' into", "create it first")
     if path.is_dir():
         raise RecipeError(f"'{path}' is a folder", f"name a file in it, such as {path / 'out'}")
-    if path.exists() and not path.is_file():
-        raise RecipeError(f"'{path}' is not a plain file and would be replaced")
+    if target.exists() and not target.is_file():  # what /proc/self/fd links to has no name to look at
+        raise RecipeError(f"'{target}' is not a plain file and would be replaced")
     try:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as err:
-        raise RecipeError(f"cannot write into '{path.parent}': {err.strerror}") from err
+        kind = OutputError if err.errno in _NO_ROOM else RecipeError
+        raise kind(f"cannot write into '{path.parent}': {err.strerror}") from err
 
 
 def _file_of(source: str | Path) -> Path:
