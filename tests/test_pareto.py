@@ -16,8 +16,8 @@ import onnxslim_core as osc
 from onnxslim_core.cli import main
 from onnxslim_core.demo import FOLDER
 from onnxslim_core.errors import RecipeError
-from onnxslim_core.lock import apply
 from onnxslim_core.front import Front, Point, _front, pareto
+from onnxslim_core.lock import apply
 from onnxslim_core.recipe import Recipe
 
 DIGITS = FOLDER / "digits.onnx"

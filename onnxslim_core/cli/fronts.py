@@ -67,7 +67,7 @@ def write_front(
 
 def _left_over(front: Front, output: str) -> Iterator[Path]:
     """Members of an earlier front that was longer: their numbers follow on those of this one."""
-    from onnxslim_core.pareto import numbered
+    from onnxslim_core.front import numbered
 
     following = (numbered(output, number)[-1] for number in itertools.count(len(front.best) + 1))
     return itertools.takewhile(Path.exists, following)
