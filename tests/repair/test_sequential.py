@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim_core.calibration.batches import stacked
-from onnxslim_core.calibration.consumers import consumers_of, kept_outputs
+from onnxslim_core.calibration.consumers import consumers_of, kept_outputs, put_weights, weights_of
 from onnxslim_core.calibration.moments import Sums
 from onnxslim_core.channels.groups import analyse
 from onnxslim_core.channels.removal import remove_atoms
@@ -101,3 +101,42 @@ def test_a_repaired_network_answers_nearer_to_the_original_on_new_samples() -> N
     mended = np.square(answers(model, fresh) - expected).mean()
     assert mended < 0.25 * cut
     np.testing.assert_array_equal(answers(reference, fresh), expected)
+
+
+def trident(seed: int) -> ir.Model:
+    """One Conv on one tensor at two dilations, both added up; and the stem before them."""
+    rng = np.random.default_rng(seed)
+    sizes = {"w0": (8, 3, 3, 3), "w1": (6, 8, 3, 3), "b1": (6,)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["s"], name="stem", pads=[1] * 4),
+        helper.make_node("Relu", ["s"], ["r"], name="r"),
+        helper.make_node("Conv", ["r", "w1", "b1"], ["near"], name="near", pads=[1] * 4),
+        helper.make_node("Conv", ["r", "w1", "b1"], ["far"], name="far", pads=[2] * 4, dilations=[2, 2]),
+        helper.make_node("Add", ["near", "far"], ["y"], name="y"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 9, 9])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 6, 9, 9])],
+        [numpy_helper.from_array(rng.normal(0, 0.2, size).astype(np.float32), name) for name, size in sizes.items()],
+    )
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+def test_calls_of_one_layer_that_are_added_up_are_solved_on_their_own_answers() -> None:
+    """Neither call may have the sum for a target: what the other adds to it is not known before both are solved."""
+    rng = np.random.default_rng(0)
+    samples = [{"x": rng.normal(size=(1, 3, 9, 9)).astype(np.float32)} for _ in range(64)]
+    reference, model = trident(2), trident(2)
+    weight = model.graph.initializers["w1"]
+    near, far = (node for node in model.graph if node.name in ("near", "far"))
+    # spoiled, and found again
+    put_weights(model, near, weights_of(near) * 0.5, np.zeros(6), [far])
+    job = Refit(reference, model, stacked(model, samples), {}, ["near", "far"], ridge=1e-6)
+    assert job.layers == [(near, far)]
+    assert job.run() == 2
+    assert near.inputs[1] is far.inputs[1] is not weight
+    expected = answers(reference, samples)
+    np.testing.assert_allclose(answers(model, samples), expected, atol=2e-3 * float(np.abs(expected).max()))
+    assert Refit(reference, model, stacked(model, samples), {}, ["near"]).run() == 0
