@@ -31,6 +31,10 @@ KEPT = 2**29
 """Bytes of prepared pixels that are kept; what is beyond is decoded again each time."""
 
 
+CROPS_PER_IMAGE, MOST_CROPS = 1_000, 1_000_000
+"""More random parts of an image are nearly the same again, and even the numbers of so many take memory and time."""
+
+
 @dataclass(slots=True)
 class _Memory:
     """Prepared pixels by number, and the last image that was decoded, for the crops beside each other."""
@@ -227,6 +231,9 @@ def _numbers(files: int, batch: int, crops: int | None) -> tuple[int, ...]:
     groups = files // batch
     if crops is None:
         return tuple(range(groups * batch))
+    if crops > (most := min(CROPS_PER_IMAGE * files, MOST_CROPS)):
+        text = f"{crops} crops are asked for, of {files} images at most {most} are taken"
+        raise DataError(text, f"ask for crops = {min(most, 1024)}, or give more images")
     samples = -(-crops // batch)
     each, rest = divmod(samples, groups)
     order = [group for group in range(groups) for _ in range(each + (group < rest))]

@@ -437,3 +437,16 @@ def test_the_hint_for_an_open_size_keeps_to_the_model(
     with pytest.raises(DataError) as caught:
         open_source(folder(tmp_path / "p"), [spec(shape)], given(DataInput(layout=layout)))
     assert caught.value.hint == f"--shape x={given_shape}, or size = {size} in [data.inputs.x]"
+
+
+def test_crops_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder(tmp_path / "p", 2)
+    with pytest.raises(DataError, match=r"^100000000 crops are asked for, of 2 images at most 2000 are taken$"):
+        open_source(path, [spec()], DataSpec(crops=100_000_000))
+    monkeypatch.setattr(images, "CROPS_PER_IMAGE", 4)
+    assert len(open_source(path, [spec()], DataSpec(crops=8))) == 8
+    with pytest.raises(DataError, match="at most 8"):
+        open_source(path, [spec()], DataSpec(crops=9))
+    monkeypatch.setattr(images, "MOST_CROPS", 7)
+    with pytest.raises(DataError, match="at most 7"):
+        open_source(path, [spec()], DataSpec(crops=8))
