@@ -393,9 +393,11 @@ def _names(path: Path, data_name: str) -> bool:
 
 @contextlib.contextmanager
 def _target_errors(path: Path) -> Iterator[None]:
-    if path.exists() and not path.is_file():
-        raise ModelError(f"cannot write {_shown(path)}: not a regular file")
+    if not path.name or "\0" in str(path):
+        raise ModelError(f"{_shown(path)} is no name for a file")
     try:
+        if path.exists() and not path.is_file():
+            raise ModelError(f"cannot write {_shown(path)}: not a regular file")
         yield
     except OSError as err:
         hint = "the folder does not exist" if err.errno == errno.ENOENT and not path.parent.exists() else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, overload
 
+from onnxslim_core._checks import check_run, sizes, table, whole
+from onnxslim_core._checks import seconds as check_seconds
 from onnxslim_core.calibration.code import load_metric
 from onnxslim_core.calibration.source import Data
 from onnxslim_core.errors import MeasureError
@@ -34,8 +36,7 @@ def _feed(
     seed: int,
     count: int,
 ) -> Samples:
-    sizes = {name: tuple(shape) for name, shape in (shapes or {}).items()}
-    return gather_samples(model, data, seed=seed, shapes=sizes, values=values, count=count)
+    return gather_samples(model, data, seed=seed, shapes=sizes(shapes), values=table("values", values), count=count)
 
 
 def inspect(
@@ -58,10 +59,12 @@ def inspect(
         seed: Of random inputs.
 
     Raises:
+        RecipeError: if an argument is wrong.
         ModelError: if the model cannot be read.
     """
     from onnxslim_core.cli.inspection import inspect as look
 
+    whole("seed", seed)
     opened, note, sample = _open(model), "", None
     try:
         sample = _feed(opened, data, shapes, values, seed, 1).samples[0]
@@ -94,13 +97,15 @@ def compare(
         metric: A user's metric, (outputs, labels) -> float, or `file.py:function`.
 
     Raises:
+        RecipeError: if an argument is wrong.
         ModelError: if a model cannot be read.
         DataError: if the data does not fit.
         MeasureError: if a model does not run.
     """
+    check_run(threads=threads, seed=seed)
+    measure = load_metric(metric)
     first, second = _open(reference), _open(candidate)
     fed = _feed(first, data, shapes, values, seed, RANDOM_SAMPLES)
-    measure = load_metric(metric)
     kind = "given" if fed.real else "random"
     return compare_answers(
         first, second, fed.samples, data=kind, threads=threads, metric=measure, labels=fed.labels, seed=seed
@@ -159,9 +164,12 @@ def benchmark(
         seed: Of random inputs and of the order of calls.
 
     Raises:
+        RecipeError: if an argument is wrong.
         ModelError: if a model cannot be read.
         MeasureError: if a model does not run.
     """
+    check_run(threads=threads, seed=seed)
+    seconds = check_seconds("seconds", seconds)
     first = _open(reference)
     sample = _feed(first, data, shapes, values, seed, 1).samples[0]
     if candidate is None:

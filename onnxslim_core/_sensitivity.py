@@ -19,6 +19,7 @@ from typing import Any, cast
 import numpy as np
 
 from onnxslim_core import __version__, _files
+from onnxslim_core._checks import check_run, globs, numbers, sizes, table, whole
 from onnxslim_core._feeds import NOISE_SAMPLES, sides
 from onnxslim_core.calibration.code import call_source, load_metric
 from onnxslim_core.calibration.diversity import looks_like_noise, shortage
@@ -57,7 +58,7 @@ def sensitivity(
     repair: str = "least_squares",
     round_to: int | str = 1,
     blocks: bool = True,
-    only: Sequence[str] = (),
+    only: str | Sequence[str] = (),
     probes: int = 128,
     metric: Callable[..., float] | str | None = None,
     labels: str | None = None,
@@ -102,17 +103,19 @@ def sensitivity(
     started = time.monotonic()
     tell = progress or (lambda _step, _done, _total: None)
     recipe = Recipe.exact() if recipe is None else Recipe.of(recipe)
+    check_run(threads=threads, seed=seed)
     seed = recipe.seed if seed is None else seed
     question = Question(
-        ratios=tuple(ratios),
+        ratios=numbers("ratios", ratios),
         round_to=round_to,
         criterion=criterion,
         repair=repair,
         blocks=blocks,
-        only=tuple(only),
-        probes=probes,
+        only=globs("only", only),
+        probes=whole("probes", probes, 1),
         seed=seed,
     )
+    own_sizes, own_fills = sizes(shapes), table("values", values)
     scorer = load_metric(metric)
     if labels is not None:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, labels=labels))
@@ -122,8 +125,7 @@ def sensitivity(
     loaded = load(model, external_data_root=root)
     tell_nodes_apart(loaded)
     tell("samples", 0, 0)
-    sizes = {name: tuple(shape) for name, shape in (shapes or {}).items()}
-    feeds = _feeds(loaded, given, recipe, sizes, dict(values or {}), seed)
+    feeds = _feeds(loaded, given, recipe, own_sizes, own_fills, seed)
     folder = cache_folder() if metric is None or isinstance(metric, str) else None
     told = [_FORMAT, _versions(), _files.digest(loaded.pieces()), question, feeds.digest]
     memory = Memory("sensitivity", key_of([*told, _metric_print(metric, feeds)]), folder)
@@ -223,14 +225,14 @@ def _feeds(
     values: dict[str, object],
     seed: int,
 ) -> _Feeds:
-    sizes = {name: spec.shape for name, spec in recipe.inputs.items() if spec.shape is not None} | shapes
+    known = {name: spec.shape for name, spec in recipe.inputs.items() if spec.shape is not None} | shapes
     fills = {name: spec.value for name, spec in recipe.inputs.items() if spec.value is not None} | values
     if data is None:
         count = recipe.data.samples or recipe.data.max_samples or _RANDOM
-        drawn = random_samples(model, count=max(count, 2), seed=seed, shapes=sizes, values=fills)
+        drawn = random_samples(model, count=max(count, 2), seed=seed, shapes=known, values=fills)
         said = f"{len(drawn)} seeded random inputs (seed {seed}), forced"
-        return _Feeds(None, drawn, None, recipe, said, key_of([seed, sizes, fills, len(drawn)]))
-    source = open_source(data, model, recipe.data, seed=seed, shapes=sizes, values=fills)
+        return _Feeds(None, drawn, None, recipe, said, key_of([seed, known, fills, len(drawn)]))
+    source = open_source(data, model, recipe.data, seed=seed, shapes=known, values=fills)
     if idle := [name for name in (*shapes, *values) if not source.uses(name)]:
         text = f"size or value of '{idle[0]}' is for random inputs, and data was given"
         raise RecipeError(text, "leave one of them out")
@@ -239,7 +241,7 @@ def _feeds(
         most = recipe.data.max_samples or recipe.data.samples or recipe.data.crops
         spec = dataclasses.replace(recipe.data, samples=None, crops=None, max_samples=most)
         path = (recipe.data.folder or Path.cwd()) / recipe.data.judging
-        judging = open_source(path, model, spec, seed=seed, shapes=sizes, values=fills)
+        judging = open_source(path, model, spec, seed=seed, shapes=known, values=fills)
         if count := judging.common(source):
             text = f"{count} samples of {judging.name} are also in {source.name}: what decides must not judge"
             raise DataError(text, "leave them out of one of the two")

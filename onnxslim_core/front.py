@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxslim_core._checks import numbers
 from onnxslim_core.errors import RecipeError
 from onnxslim_core.model import load
 from onnxslim_core.pipeline import Result, compress
@@ -149,7 +150,7 @@ def pareto(
     """
     if options.get("verify") is False:
         raise RecipeError("a front needs the loss of every point, and --no-verify compares no answers")
-    runs = _recipes(Recipe.of(recipe), targets)
+    runs = _recipes(Recipe.of(recipe), numbers("targets", targets))
     given = load(model, external_data_root=external_data_root, keep_feedable=True)
     found: list[Point] = []
     for target, how in runs:

@@ -56,6 +56,13 @@ class Model:
     _file: Path | None = field(default=None, repr=False, compare=False)
     """A file that holds this very model, while it is sealed."""
 
+    def __getstate__(self) -> tuple[onnx_ir.Model, Path | None, list[Change]]:
+        """What a copy in another process, or a deep one, takes along: not what was written or mapped, nor the seal."""
+        return self.ir, self.source, self.notes
+
+    def __setstate__(self, state: tuple[onnx_ir.Model, Path | None, list[Change]]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
     def seal(self, sealed: bool = True) -> None:
         """Say that the graph does not change for now, so that it is written once for all who ask for its bytes."""
         self._sealed = sealed
@@ -324,7 +331,7 @@ def _make_constant(model: onnx_ir.Model) -> list[Change]:
 
 
 def save(
-    model: Model,
+    model: object,
     path: str | Path,
     *,
     check: Callable[[Path], None] | None = None,
@@ -333,7 +340,7 @@ def save(
     """Write a model: whole or not at all.
 
     Args:
-        model: The model.
+        model: A `Model`, or what `load` takes.
         path: The target; it may be the file that the model came from.
         check: Called with the path of the finished temporary file; what it raises stops the replacement.
         external_data: Weights in `NAME.data` beside the file; None does so where the model came like that or needs
@@ -342,15 +349,14 @@ def save(
     Raises:
         ModelError: if the target cannot be written, or 2 GB do not suffice without external data.
     """
+    held = model if isinstance(model, Model) else load(model, keep_feedable=True)
     target = Path(path)
-    if not target.name or "\0" in str(target):
-        raise ModelError(f"{quote(str(path))} is no name for a file")
     external = external_data
     if external is None:
-        external = bool(model.ir.graph.meta.get(_carry.EXTERNAL_KEY)) or _files.needs_external(model.ir)
+        external = bool(held.ir.graph.meta.get(_carry.EXTERNAL_KEY)) or _files.needs_external(held.ir)
     _files.replace_files(
         target,
-        lambda fresh: _write_files(model, fresh, external),
+        lambda fresh: _write_files(held, fresh, external),
         check,
     )
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxslim_core._checks import check_run, seconds, sizes, table
 from onnxslim_core._collect import few_collections, long_lived
 from onnxslim_core._feeds import open_feeds
 from onnxslim_core._files import digest_of_file
@@ -179,6 +180,9 @@ def compress(
         MeasureError: if onnxruntime cannot load the model at all.
     """
     clock = Clock()
+    check_run(threads=threads, seed=seed)
+    latency_seconds = seconds("latency_seconds", latency_seconds)
+    own_sizes, own_fills = sizes(shapes), table("values", values)
     recipe = (Recipe.exact() if recipe is None else Recipe.of(recipe)).with_code(allowed=allow_code)
     limits = recipe.budget if budget is None else load_budget(budget)
     _check_request(limits, verify, measure_latency, metric)
@@ -194,14 +198,13 @@ def compress(
             tell_nodes_apart(each)
             each.seal()
     with clock("samples"):
-        sizes = {name: spec.shape for name, spec in recipe.inputs.items() if spec.shape is not None}
-        sizes.update({name: tuple(shape) for name, shape in (shapes or {}).items()})
+        known = {name: spec.shape for name, spec in recipe.inputs.items() if spec.shape is not None} | own_sizes
         fills = {name: spec.value for name, spec in recipe.inputs.items() if spec.value is not None}
         source = _source(data, recipe, allow_code)
         given = Plain(start, threads)
-        fills.update(values or {})
+        fills.update(own_fills)
         asks = verify or measure_latency
-        feeds = open_feeds(given, recipe, source, sizes, fills, seed, asks=asks)
+        feeds = open_feeds(given, recipe, source, known, fills, seed, asks=asks)
         if not verify or start.nbytes >= LARGE:
             given.close()  # nobody asks it again, or soon enough to keep its memory
     job = Job(
@@ -221,7 +224,7 @@ def compress(
         plain=given,
         given_bytes=_bytes_of(start) if isinstance(model, str | Path) else None,
     )
-    options = {"seed": seed, "threads": threads, "shapes": sizes, "verify": verify, "latency": measure_latency}
+    options = {"seed": seed, "threads": threads, "shapes": known, "verify": verify, "latency": measure_latency}
     asked = Asked(
         _name_of(model),
         recipe.name,

@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxslim_core import graph as verbs
+from onnxslim_core._checks import globs
 from onnxslim_core.errors import InternalError
 
 __all__ = [
@@ -89,10 +90,11 @@ class Change:
         return not self.reason
 
 
-def glob_for(names: Iterable[str], globs: Iterable[str]) -> str | None:
-    """The first of the globs that one of the names fits; None where none does."""
+def glob_for(names: Iterable[str], wanted: Iterable[str]) -> str | None:
+    """The first of the globs that one of the names fits; None where none does. A text is one glob."""
+    wanted = (wanted,) if isinstance(wanted, str) else wanted
     known = list(names)
-    return next((glob for glob in globs for name in known if fnmatchcase(name, glob)), None)
+    return next((glob for glob in wanted for name in known if fnmatchcase(name, glob)), None)
 
 
 OVERRIDE_FITS = "override_fits"
@@ -115,6 +117,9 @@ class Override:
     match: tuple[str, ...]
     keep: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "match", globs("match of an override", self.match))
 
     def glob_for(self, names: Sequence[str]) -> str | None:
         """The first of the globs that one of the names fits."""

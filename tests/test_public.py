@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
 import onnxslim_core as osc
+from onnxslim_core.rewrite import Override, glob_for
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -140,3 +144,74 @@ def test_what_is_no_recipe_is_told_in_a_line(recipe: Any, told: str) -> None:
 def test_what_is_no_budget_is_told_in_a_line(budget: Any) -> None:
     with pytest.raises(osc.BudgetError, match=f"a {type(budget).__name__} is no budget"):
         osc.compress(net(), budget=budget)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda o, m: o.gate(m, m, o.Budget(max_abs=1.0), samples=0), "samples is 0"),
+        (lambda o, m: o.gate(m, m, o.Budget(max_abs=1.0), samples=True), "samples is True"),
+        (lambda o, m: o.gate(m, m, o.Budget(max_abs=1.0), max_seconds=float("nan")), "max_seconds is nan"),
+        (lambda o, m: o.benchmark(m, seconds=float("nan")), "seconds is nan"),
+        (lambda o, m: o.benchmark(m, seconds=0), "seconds is 0"),
+        (lambda o, m: o.benchmark(m, threads=0), "threads is 0"),
+        (lambda o, m: o.benchmark(m, shapes={"x": 3}), "the shape of input 'x' is 3"),
+        (lambda o, m: o.compare(m, m, seed=-1), "seed is -1"),
+        (lambda o, m: o.inspect(m, seed="1"), "seed is '1'"),
+        (lambda o, m: o.compress(m, threads="2"), "threads is '2'"),
+        (lambda o, m: o.compress(m, seed=-1), "seed is -1"),
+        (lambda o, m: o.compress(m, latency_seconds=-1), "latency_seconds is -1"),
+        (lambda o, m: o.compress(m, shapes=[3]), "shapes is a list"),
+        (lambda o, m: o.compress(m, shapes={"x": (1.5, 8)}), "a size of input 'x' is 1.5"),
+        (lambda o, m: o.compress(m, values="x"), "values is a str"),
+        (lambda o, m: o.compress(m, values={"x": [[1], [2, 3]]}), "value of input 'x' is no array"),
+        (lambda o, m: o.compress(m, metric=3), "a int is no metric"),
+        (lambda o, m: o.sensitivity(m, only=[3]), "only is [3]"),
+        (lambda o, m: o.sensitivity(m, ratios=0.5), "ratios is 0.5"),
+        (lambda o, m: o.sensitivity(m, probes="4"), "probes is '4'"),
+        (lambda o, m: o.pareto(m, "balanced", targets="0.5"), "targets is '0.5'"),
+    ],
+)
+def test_a_wrong_argument_is_told_in_a_line(call: Callable[[Any, onnx.ModelProto], object], told: str) -> None:
+    with pytest.raises(osc.RecipeError) as caught:
+        call(osc, net())
+    assert str(caught.value).startswith(told)
+
+
+def test_a_text_is_one_glob() -> None:
+    assert Override("conv1").match == ("conv1",)  # type: ignore[arg-type]
+    assert glob_for(["conv1"], "conv*") == "conv*"
+    with pytest.raises(osc.RecipeError, match="called like 'nope'"):
+        osc.sensitivity(net(), only="nope", data={"x": np.random.default_rng(1).random((20, 8), np.float32)})
+
+
+def test_save_takes_what_load_takes(tmp_path: Path) -> None:
+    for number, model in enumerate((net(), osc.load(net()).ir, osc.load(net()), net().SerializeToString())):
+        osc.save(model, tmp_path / f"{number}.onnx")
+        assert osc.compare(net(), tmp_path / f"{number}.onnx").equal()
+    with pytest.raises(osc.ModelError, match="a int is not a model"):
+        osc.save(3, tmp_path / "no.onnx")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/a", "", "a\0b"])
+def test_a_name_that_no_file_can_have_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = osc.compress(net(), measure_latency=False)
+    for save in (result.save, result.lock().save, result.report.save):
+        with pytest.raises(osc.SlimError):
+            save(name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_results_and_locks_can_be_copied_and_sent(tmp_path: Path) -> None:
+    onnx.save(net(), tmp_path / "net.onnx")
+    result = osc.compress(tmp_path / "net.onnx", measure_latency=False)
+    result.lock().save(tmp_path / "l.lock")
+    for again in (copy.deepcopy(result), pickle.loads(pickle.dumps(result))):
+        assert again.report == result.report
+        again.save(tmp_path / "again.onnx")
+        assert osc.compare(net(), tmp_path / "again.onnx").equal()
+        assert again.lock().record == result.lock().record
+    for lock in (result.lock(), osc.Lock.open(tmp_path / "l.lock")):
+        for again in (copy.deepcopy(lock), pickle.loads(pickle.dumps(lock))):
+            assert again == lock

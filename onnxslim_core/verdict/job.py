@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxslim_core._checks import check_run, table, whole
+from onnxslim_core._checks import seconds as check_seconds
+from onnxslim_core._checks import sizes as sizes_given
 from onnxslim_core.calibration.spec import DataSpec
 from onnxslim_core.errors import MeasureError, RecipeError
 from onnxslim_core.graph import all_nodes
@@ -154,6 +157,7 @@ def gate(
         progress: Told (step, done, total).
 
     Raises:
+        RecipeError: if an argument is wrong.
         BudgetError: if the budget is wrong or judges nothing.
         RecipeError: if an option is wrong.
         ModelError: if a model is missing or broken.
@@ -163,6 +167,10 @@ def gate(
     from onnxslim_core.calibration.code import load_metric
 
     started = time.monotonic()
+    check_run(threads=threads, seed=seed)
+    samples = whole("samples", samples, 1)
+    max_seconds = check_seconds("max_seconds", max_seconds)
+    shapes, values = sizes_given(shapes), table("values", values)
     tell = progress or (lambda _step, _done, _total: None)
     limits = load_budget(budget)
     how = None if recipe is None else Recipe.of(recipe)
