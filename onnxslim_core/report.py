@@ -6,7 +6,6 @@ A figure that is not a number stays readable: JSON holds it as the text "NaN", "
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import json
 import math
