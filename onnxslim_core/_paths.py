@@ -84,6 +84,8 @@ def staged(path: str | Path, write: Callable[[Path], object]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _told(path: str | Path) -> Iterator[None]:
+    if not Path(path).name or "\0" in str(path):
+        raise OutputError(f"{str(path)!r} is no name for a file")
     try:
         yield
     except OSError as err:
