@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxslim_core.errors import MeasureError
+from onnxslim_core.measure.cost import bytes_of
 from onnxslim_core.measure.session import open_session, run
 from onnxslim_core.measure.shapes import concrete_shapes
 from onnxslim_core.model import wrap
@@ -70,8 +70,7 @@ def _between(model: ir.Model, sample: Sample) -> int:
     if _SIZE not in model.meta:
         found = concrete_shapes(model, sample, may_run=False)
         results = [v for node in model.graph for v in node.outputs if v in found.shape and v in found.dtype]
-        sizes = [math.prod(found.shape[v]) * found.dtype[v].itemsize for v in results]
-        model.meta[_SIZE] = math.ceil(sum(sizes))
+        model.meta[_SIZE] = sum(bytes_of(found.shape[v], found.dtype[v]) for v in results)
     return int(model.meta[_SIZE])
 
 

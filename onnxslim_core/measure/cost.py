@@ -30,7 +30,7 @@ from onnxslim_core.rewrite import Sample
 if TYPE_CHECKING:
     from onnxslim_core.model import Model
 
-__all__ = ["Cost", "Layer", "OperatorTime", "Size", "cost", "params_of", "profile", "size_of"]
+__all__ = ["Cost", "Layer", "OperatorTime", "Size", "bytes_of", "cost", "params_of", "profile", "size_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,11 +205,12 @@ def _peak(graph: ir.Graph, shapes: Shapes) -> int:
 
 def _size(value: ir.Value, shapes: Shapes) -> int:
     shape, dtype = shapes.shape.get(value), shapes.dtype.get(value)
-    return 0 if shape is None or dtype is None else _bytes_of(shape, dtype)
+    return 0 if shape is None or dtype is None else bytes_of(shape, dtype)
 
 
 @lru_cache
-def _bytes_of(shape: tuple[int, ...], dtype: ir.DataType) -> int:
+def bytes_of(shape: tuple[int, ...], dtype: ir.DataType) -> int:
+    """What a tensor takes in memory; texts, which are of no fixed size, count nothing."""
     return 0 if dtype == ir.DataType.STRING else math.ceil(math.prod(shape) * dtype.itemsize)
 
 

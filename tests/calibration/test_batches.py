@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxslim_core.calibration import batches
 from onnxslim_core.calibration.batches import stacked
@@ -44,3 +44,16 @@ def test_fewer_go_together_where_much_lies_between_the_layers(monkeypatch: pytes
     assert [len(batch["x"]) for batch in stacked(reshaped([-1, 12]), samples)] == [3, 3, 2]
     monkeypatch.setattr(batches, "_BETWEEN", 1)
     assert [len(batch["x"]) for batch in stacked(reshaped([-1, 12]), samples)] == [1] * 8
+
+
+def test_texts_between_the_layers_have_no_size() -> None:
+    text = """
+    <ir_version: 10, opset_import: ["": 20]> g (string[n,2] x) => (float[n,2] y) {
+      s = StringConcat(x, x)
+      e = Equal(s, x)
+      y = Cast<to=1>(e)
+    }
+    """
+    model = ir.from_proto(parser.parse_model(text))
+    samples = [{"x": np.array([["a", "b"]], object)} for _ in range(3)]
+    assert [len(batch["x"]) for batch in stacked(model, samples)] == [3]
