@@ -316,7 +316,7 @@ def measured(args: argparse.Namespace, name: str) -> Row:
         row: Row = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {"model": name}
         row["seconds"] = round(time.perf_counter() - start)
         asked = {key: getattr(args, key) for key in ASKED} | {"stopped": bool(why)}
-        row["asked"] = dict.fromkeys(args.parts, asked)
+        row["asked"] = {part: asked for part in args.parts if part in row}
         if why or not kept.exists() or code:
             row["error"] = why or f"ended with status {code}"
             row["stopped"] = bool(why)
