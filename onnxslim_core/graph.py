@@ -69,9 +69,9 @@ def is_op(node: ir.Node | None, *op_types: str) -> bool:
 
 
 def label_of(node: ir.Node) -> str:
-    """How a message names a node: its name, else its type and first output."""
-    if node.name:
-        return f"{node.op_type} '{node.name}'"
+    """How a message names a node: its name, else its type and first output, since only a file's names can be found."""
+    if name := own_name(node):
+        return f"{node.op_type} '{name}'"
     first = next((v.name for v in node.outputs if v.name), "?")
     return f"{node.op_type} -> '{first}'"
 
