@@ -185,6 +185,18 @@ def test_older_opset_is_raised() -> None:
     assert cosine(before, now) > 0.998
 
 
+def test_raising_the_opset_leaves_what_outputs_declare() -> None:
+    """Onnx's converter writes the sizes that it infers, and then the whole step was taken back."""
+    model = residual(opset=9)
+    for size, name in zip(model.graph.output[0].type.tensor_type.shape.dim, ("a", "b"), strict=True):
+        size.Clear()
+        size.dim_param = name
+    after, (change,) = quantized(model, samples())
+    assert change.applied
+    assert after.graph.output[0] == model.graph.output[0]
+    assert after.graph.input[0] == model.graph.input[0]
+
+
 def test_what_is_quantized_already_is_left_alone() -> None:
     once, _ = quantized(residual(), samples())
     twice, (change,) = quantized(once, samples())
