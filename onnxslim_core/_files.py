@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxslim_core import _emit, _tensors
-from onnxslim_core._paths import keep_mode, landing, open_regular, reason, scratch
+from onnxslim_core._paths import is_name, keep_mode, landing, open_regular, reason, scratch
 from onnxslim_core._wellformed import Limits, quote
 from onnxslim_core.errors import InvalidModel, ModelError
 
@@ -393,7 +393,7 @@ def _names(path: Path, data_name: str) -> bool:
 
 @contextlib.contextmanager
 def _target_errors(path: Path) -> Iterator[None]:
-    if not path.name or "\0" in str(path):
+    if not is_name(path):
         raise ModelError(f"{_shown(path)} is no name for a file")
     try:
         if path.exists() and not path.is_file():

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from onnxslim_core.errors import OutputError
 
-__all__ = ["keep_mode", "landing", "open_regular", "reason", "scratch", "staged", "write_whole"]
+__all__ = ["is_name", "keep_mode", "landing", "open_regular", "reason", "scratch", "staged", "write_whole"]
 
 
 def reason(err: OSError) -> str:
@@ -32,6 +32,11 @@ def open_regular(path: Path) -> BinaryIO:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def is_name(path: str | Path) -> bool:
+    """False for what no file can be called: a folder's end, or a null character in it."""
+    return bool(Path(path).name) and "\0" not in str(path)
 
 
 def landing(path: str | Path) -> Path:
@@ -84,7 +89,7 @@ def staged(path: str | Path, write: Callable[[Path], object]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _told(path: str | Path) -> Iterator[None]:
-    if not Path(path).name or "\0" in str(path):
+    if not is_name(path):
         raise OutputError(f"{str(path)!r} is no name for a file")
     try:
         yield

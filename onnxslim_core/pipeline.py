@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -256,7 +255,7 @@ def compress_file(
     """
     result = compress(source, recipe, **options)
     if result.passed:
-        with nullcontext() if lock is None else result.lock().staged(lock):
+        with contextlib.nullcontext() if lock is None else result.lock().staged(lock):
             result.save(target)
     return result
 

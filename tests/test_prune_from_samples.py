@@ -57,14 +57,7 @@ def network(seed: int = 0) -> ir.Model:
         helper.make_node("Gemm", ["f", "fc"], ["y"], name="head", transB=1),
     ]
     weights.append(numpy_helper.from_array(rng.normal(0, 0.3, (7, 16)).astype(np.float32), "fc"))
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 12, 10])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 7])],
-        weights,
-    )
-    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    return smooth.network(nodes, weights, (7,), (6, 5))
 
 
 samples = partial(smooth.samples, sizes=(6, 5))
@@ -218,14 +211,7 @@ def perceptron(reader: str) -> ir.Model:
             nodes.append(helper.make_node("Relu", [y], [f"r{number}"], name=f"relu{number}"))
             x = f"r{number}"
         weights += [numpy_helper.from_array(value, name) for name, value in kept.items()]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 12, 10])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])],
-        weights,
-    )
-    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    return smooth.network(nodes, weights, (5,), (6, 5))
 
 
 READERS = ("Gemm", "turned Gemm", "MatMul", "MatMul and Add", "MatMul and row")
@@ -271,14 +257,8 @@ def test_every_group_that_one_layer_reads_is_cut() -> None:
         helper.make_node("Conv", ["both", "w"], ["z"], name="W"),
         helper.make_node("GlobalAveragePool", ["z"], ["y"], name="y"),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 12, 10])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 6, 1, 1])],
-        [numpy_helper.from_array(rng.normal(size=size).astype(np.float32), name) for name, size in sizes.items()],
-    )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    weights = [numpy_helper.from_array(rng.normal(size=size).astype(np.float32), name) for name, size in sizes.items()]
+    proto = ir.to_proto(smooth.network(nodes, weights, (6, 1, 1), (6, 5)))
     for criterion, polish in (("obs", 0), ("apoz", 4)):
         model = ir.from_proto(proto)
         prune(model, context(), criterion=criterion, ratio=0.5, polish=polish)
@@ -362,14 +342,8 @@ def siamese(reader: str) -> ir.Model:
 
     apart = call("Abs", [call("Sub", [tower("left"), tower("right")], "sub")], "apart")
     call("Gemm", [apart, "w4", "b4"], "y")
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, 12, 10]) for name in ("left", "right")],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
-        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()],
-    )
-    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    stored = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()]
+    return smooth.network(nodes, stored, (3,), (6, 5), inputs=("left", "right"))
 
 
 def matrices(model: ir.Model) -> int:
@@ -425,14 +399,7 @@ def test_a_layer_that_reads_what_it_made_is_cut_and_not_solved(criterion: str) -
         numpy_helper.from_array(rng.normal(0, (2 / size[0]) ** 0.5, size).astype(np.float32), name)
         for name, size in sizes.items()
     ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 12, 10])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])],
-        weights,
-    )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    proto = ir.to_proto(smooth.network(nodes, weights, (5,), (6, 5)))
     original, pruned = ir.from_proto(proto), ir.from_proto(proto)
     changes = prune(pruned, context(), criterion=criterion, ratio=0.25, repair="least_squares")
     (told,) = (change.details for change in changes if "nodes_solved" in change.details)

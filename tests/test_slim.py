@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from onnxslim_core.passes import pass_class
 
 from onnxslim_core.channels.branches import branches_of, drop
@@ -20,6 +20,7 @@ from onnxslim_core.measure.latency import Interval
 from onnxslim_core.model import wrap
 from onnxslim_core.rewrite import Change, Context
 from onnxslim_core.search.bypass import bypass_of
+from tests import smooth
 from tests.smooth import samples
 
 
@@ -49,14 +50,7 @@ def network(blocks: int = 4, width: int = 12, seed: int = 0) -> ir.Model:
         helper.make_node("Gemm", ["f", "fc"], ["y"], name="head", transB=1),
     ]
     weights.append(numpy_helper.from_array(rng.normal(0, 0.3, (7, width)).astype(np.float32), "fc"))
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 10, 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 7])],
-        weights,
-    )
-    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    return smooth.network(nodes, weights, (7,))
 
 
 def by_macs(reference: ir.Model, candidate: ir.Model) -> Interval:
